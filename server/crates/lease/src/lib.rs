@@ -1,0 +1,1 @@
+//! Expiry of leases on the leader.

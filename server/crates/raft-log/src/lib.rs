@@ -1,0 +1,2 @@
+//! The segmented write-ahead log of a member.
+pub mod api_sketch;
