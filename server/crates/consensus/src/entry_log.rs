@@ -1,0 +1,31 @@
+//! What consensus needs of a log.
+
+use std::io;
+
+use metastore_raft_log::api_sketch::{Completion, LogEntry, LogPosition, LogState};
+
+/// An ordered, durable log of entries and votes; [`metastore_raft_log`] is the real one.
+///
+/// All writes, votes included, become durable in the order in which they were made.
+pub trait EntryLog: Send + Sync + 'static {
+    /// What the log holds, as an in-memory read.
+    fn state(&self) -> LogState;
+    /// Appends entries that continue the log. They can be read when this returns; `done` is called
+    /// after the sync.
+    fn append(&self, entries: Vec<LogEntry>, done: Completion);
+    /// Saves a vote.
+    fn save_vote(&self, vote: bytes::Bytes, done: Completion);
+    /// Notes the committed position; need not be synced.
+    fn save_committed(&self, committed: LogPosition);
+    /// Drops the entries behind `last_kept`.
+    fn truncate_after(&self, last_kept: Option<LogPosition>, done: Completion);
+    /// Drops the entries up to `up_to`, which may be beyond the end of the log.
+    fn purge(&self, up_to: LogPosition, done: Completion);
+    /// Entries of `[from, to)` in order, stopping after `max_bytes` but never before the first.
+    ///
+    /// # Errors
+    /// When one of them is not in the log or cannot be read.
+    fn read(&self, from: u64, to: u64, max_bytes: usize) -> io::Result<Vec<LogEntry>>;
+    /// Flushes and ends the log's threads.
+    fn close(&self);
+}
