@@ -1,1 +1,33 @@
 //! A replicated, revisioned key-value server that speaks the etcd v3 API.
+//!
+//! Owns everything that has a clock, a socket or a thread: configuration, start and stop, the gRPC
+//! and HTTP services, and the state machine that ties consensus to the store. Decides no semantics
+//! of keys (that is `metastore-store`) and no order of commands (`metastore-consensus`).
+//!
+//! ```text
+//! client ─► listen ─► rpc ─► node ─► consensus ─► application (apply thread) ─► store
+//!                      ▲                                   │
+//!                      └────── answer, watch hub ◄─────────┘
+//! ```
+
+pub mod application;
+pub mod bootstrap;
+pub mod compaction;
+pub mod config;
+pub mod engines;
+pub mod error;
+pub mod http;
+pub mod identity_file;
+pub mod lease_manager;
+pub mod lease_requests;
+pub mod listen;
+pub mod member_directory;
+pub mod membership;
+pub mod node;
+pub mod observe;
+pub mod peer_service;
+pub mod rpc;
+pub mod startup;
+pub mod tasks;
+pub mod version;
+pub mod waiters;

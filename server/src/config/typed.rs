@@ -1,0 +1,298 @@
+//! The checked configuration, with types that say the unit.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::feature_gates::FeatureGates;
+use super::options::{OPTIONS, is_legacy};
+use super::settings::Settings;
+use super::url::ListenUrl;
+use crate::observe::log::LogOptions;
+
+/// Everything that the options say about one member.
+///
+/// The options are described in `options.rs`; here stands only what the type does not say. Zeros and
+/// empty texts that mean something else are resolved already.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `--name`.
+    pub name: String,
+    /// `--data-dir`, or its default, which depends on the name of the member and of the program.
+    pub data_dir: PathBuf,
+    /// `--wal-dir`; nothing means inside [`Config::data_dir`].
+    pub wal_dir: Option<PathBuf>,
+    /// `--snapshot-count`.
+    pub snapshot_count: u64,
+    /// `--snapshot-catchup-entries`.
+    pub snapshot_catchup_entries: u64,
+    /// `--heartbeat-interval`.
+    pub heartbeat_interval: Duration,
+    /// `--election-timeout`.
+    pub election_timeout: Duration,
+    /// `--pre-vote`.
+    pub pre_vote: bool,
+    /// `--quota-backend-bytes`; nothing means no limit.
+    pub quota_backend_bytes: Option<u64>,
+    /// `--max-txn-ops`.
+    pub max_txn_ops: usize,
+    /// `--max-request-bytes`.
+    pub max_request_bytes: usize,
+    /// `--max-concurrent-streams`.
+    pub max_concurrent_streams: u32,
+    /// `--max-learners`.
+    pub max_learners: usize,
+    /// `--grpc-keepalive-min-time`.
+    pub grpc_keepalive_min_time: Duration,
+    /// `--grpc-keepalive-interval`; nothing means no pings.
+    pub grpc_keepalive_interval: Option<Duration>,
+    /// `--grpc-keepalive-timeout`; nothing means that a missing answer has no effect.
+    pub grpc_keepalive_timeout: Option<Duration>,
+
+    /// `--listen-peer-urls`, at least one.
+    pub listen_peer_urls: Vec<ListenUrl>,
+    /// `--listen-client-urls`, at least one.
+    pub listen_client_urls: Vec<ListenUrl>,
+    /// `--listen-client-http-urls`; when not empty, [`Config::listen_client_urls`] serve gRPC only.
+    pub listen_client_http_urls: Vec<ListenUrl>,
+    /// `--listen-metrics-urls`.
+    pub listen_metrics_urls: Vec<ListenUrl>,
+    /// `--socket-reuse-port`.
+    pub socket_reuse_port: bool,
+    /// `--socket-reuse-address`.
+    pub socket_reuse_address: bool,
+
+    /// `--initial-advertise-peer-urls`, sorted.
+    pub initial_advertise_peer_urls: Vec<ListenUrl>,
+    /// `--advertise-client-urls`, sorted.
+    pub advertise_client_urls: Vec<ListenUrl>,
+    /// `--initial-cluster` as written, or what follows from name and peer URLs. It is read only when
+    /// the member has no data yet: [`Config::initial_cluster`].
+    pub initial_cluster_text: String,
+    /// `--initial-cluster-state`.
+    pub initial_cluster_state: ClusterState,
+    /// `--initial-cluster-token`.
+    pub initial_cluster_token: String,
+    /// `--strict-reconfig-check`.
+    pub strict_reconfig_check: bool,
+
+    /// `--auto-compaction-mode` and `--auto-compaction-retention`.
+    pub auto_compaction: AutoCompaction,
+    /// `--compaction-batch-limit`.
+    pub compaction_batch_limit: usize,
+    /// `--compaction-sleep-interval`.
+    pub compaction_sleep_interval: Duration,
+    /// `--watch-progress-notify-interval`.
+    pub watch_progress_notify_interval: Duration,
+    /// `--warning-apply-duration`.
+    pub warning_apply_duration: Duration,
+    /// `--warning-unary-request-duration`.
+    pub warning_unary_request_duration: Duration,
+    /// `--feature-gates`.
+    pub feature_gates: FeatureGates,
+
+    /// `--log-level`, `--log-format` and `--log-outputs`.
+    pub log: LogOptions,
+
+    /// `--engine`.
+    pub engine: Engine,
+    /// `--client-threads`, never 0.
+    pub client_threads: usize,
+    /// `--unsafe-no-fsync`.
+    pub unsafe_no_fsync: bool,
+
+    pub(super) settings: Settings,
+}
+
+/// Whether the member forms a cluster or joins one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClusterState {
+    /// All members of `--initial-cluster` start together.
+    New,
+    /// The cluster runs and knows of this member already.
+    Existing,
+}
+
+/// When the store compacts itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AutoCompaction {
+    /// Never.
+    Off,
+    /// It keeps the history of this time.
+    Periodic(Duration),
+    /// It keeps this many revisions.
+    Revision(i64),
+}
+
+/// Where the data lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// On disk.
+    RocksDb,
+    /// In memory; the log and a snapshot file on disk make it durable.
+    Memory,
+}
+
+/// etcd's quota when nobody sets one: 2 GiB.
+const DEFAULT_QUOTA_BYTES: u64 = 2 * 1024 * 1024 * 1024;
+/// Revisions in one step of a compaction when nobody sets them.
+const DEFAULT_COMPACTION_BATCH_LIMIT: usize = 1000;
+/// Pause between steps of a compaction when nobody sets it.
+const DEFAULT_COMPACTION_SLEEP: Duration = Duration::from_millis(10);
+/// Interval of progress notices when nobody sets it.
+const DEFAULT_PROGRESS_INTERVAL: Duration = Duration::from_secs(600);
+/// Shortest interval of progress notices: below it they would crowd out the events.
+const PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
+/// Threshold of slow unary requests when nobody sets it.
+const DEFAULT_WARNING_UNARY: Duration = Duration::from_millis(300);
+
+/// What `validate` worked out and the settings alone do not tell.
+pub(super) struct Resolved {
+    pub(super) data_dir: PathBuf,
+    pub(super) advertise_peer_urls: Vec<ListenUrl>,
+    pub(super) advertise_client_urls: Vec<ListenUrl>,
+    pub(super) initial_cluster: String,
+    pub(super) auto_compaction: AutoCompaction,
+    pub(super) log: LogOptions,
+}
+
+impl Config {
+    pub(super) fn new(settings: Settings, resolved: Resolved) -> Self {
+        let Resolved {
+            data_dir,
+            advertise_peer_urls,
+            advertise_client_urls,
+            initial_cluster,
+            auto_compaction,
+            log,
+        } = resolved;
+        let duration = |name| duration(settings.nanoseconds(name));
+        let nonzero = |name| Some(duration(name)).filter(|time| !time.is_zero());
+        Self {
+            name: settings.text("name"),
+            data_dir,
+            wal_dir: Some(settings.text("wal-dir")).filter(|path| !path.is_empty()).map(PathBuf::from),
+            snapshot_count: settings.unsigned("snapshot-count"),
+            snapshot_catchup_entries: settings.unsigned("snapshot-catchup-entries"),
+            heartbeat_interval: Duration::from_millis(settings.unsigned("heartbeat-interval")),
+            election_timeout: Duration::from_millis(settings.unsigned("election-timeout")),
+            pre_vote: settings.boolean("pre-vote"),
+            quota_backend_bytes: match settings.signed("quota-backend-bytes") {
+                0 => Some(DEFAULT_QUOTA_BYTES),
+                bytes => u64::try_from(bytes).ok(),
+            },
+            max_txn_ops: saturating(settings.unsigned("max-txn-ops")),
+            max_request_bytes: saturating(settings.unsigned("max-request-bytes")),
+            max_concurrent_streams: u32::try_from(settings.unsigned("max-concurrent-streams"))
+                .unwrap_or(u32::MAX),
+            max_learners: usize::try_from(settings.signed("max-learners")).unwrap_or(0),
+            grpc_keepalive_min_time: duration("grpc-keepalive-min-time"),
+            grpc_keepalive_interval: nonzero("grpc-keepalive-interval"),
+            grpc_keepalive_timeout: nonzero("grpc-keepalive-timeout"),
+            listen_peer_urls: settings.urls("listen-peer-urls"),
+            listen_client_urls: settings.urls("listen-client-urls"),
+            listen_client_http_urls: settings.urls("listen-client-http-urls"),
+            listen_metrics_urls: settings.urls("listen-metrics-urls"),
+            socket_reuse_port: settings.boolean("socket-reuse-port"),
+            socket_reuse_address: settings.boolean("socket-reuse-address"),
+            initial_advertise_peer_urls: advertise_peer_urls,
+            advertise_client_urls,
+            initial_cluster_text: initial_cluster,
+            initial_cluster_state: match settings.text("initial-cluster-state").as_str() {
+                "existing" => ClusterState::Existing,
+                _ => ClusterState::New,
+            },
+            initial_cluster_token: settings.text("initial-cluster-token"),
+            strict_reconfig_check: settings.boolean("strict-reconfig-check"),
+            auto_compaction,
+            compaction_batch_limit: usize::try_from(settings.signed("compaction-batch-limit"))
+                .ok()
+                .filter(|limit| *limit > 0)
+                .unwrap_or(DEFAULT_COMPACTION_BATCH_LIMIT),
+            compaction_sleep_interval: nonzero("compaction-sleep-interval")
+                .unwrap_or(DEFAULT_COMPACTION_SLEEP),
+            watch_progress_notify_interval: nonzero("watch-progress-notify-interval")
+                .unwrap_or(DEFAULT_PROGRESS_INTERVAL)
+                .max(PROGRESS_INTERVAL_MIN),
+            warning_apply_duration: duration("warning-apply-duration"),
+            warning_unary_request_duration: nonzero("warning-unary-request-duration")
+                .unwrap_or(DEFAULT_WARNING_UNARY),
+            feature_gates: settings.gates(),
+            log,
+            engine: match settings.text("engine").as_str() {
+                "memory" => Engine::Memory,
+                _ => Engine::RocksDb,
+            },
+            client_threads: match saturating(settings.unsigned("client-threads")) {
+                0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+                threads => threads,
+            },
+            unsafe_no_fsync: settings.boolean("unsafe-no-fsync"),
+            settings,
+        }
+    }
+
+    /// The value of every option as it is in effect, by flag name and in the order of `--help`: the
+    /// dump at the start. Passwords are left out.
+    #[must_use]
+    pub fn effective(&self) -> Vec<(&'static str, String)> {
+        OPTIONS
+            .iter()
+            .filter(|option| !is_legacy(option) && !option.name.contains("password"))
+            .map(|option| (option.name, self.effective_value(option.name)))
+            .collect()
+    }
+
+    fn effective_value(&self, name: &'static str) -> String {
+        match name {
+            "data-dir" => self.data_dir.display().to_string(),
+            "initial-cluster" => self.initial_cluster_text.clone(),
+            "initial-advertise-peer-urls" => super::url::join(&self.initial_advertise_peer_urls),
+            "advertise-client-urls" => super::url::join(&self.advertise_client_urls),
+            "quota-backend-bytes" => match self.quota_backend_bytes {
+                Some(bytes) => bytes.to_string(),
+                None => "-1".to_owned(),
+            },
+            "compaction-batch-limit" => self.compaction_batch_limit.to_string(),
+            "compaction-sleep-interval" => go_duration(self.compaction_sleep_interval),
+            "watch-progress-notify-interval" => go_duration(self.watch_progress_notify_interval),
+            "client-threads" => self.client_threads.to_string(),
+            _ => self.settings.value(name).to_string(),
+        }
+    }
+
+    /// True if the option was set by flag, environment or file.
+    #[must_use]
+    pub fn is_set(&self, name: &'static str) -> bool {
+        self.settings.is_set(name)
+    }
+
+    /// The directory that holds everything of the member: `<data-dir>/member`.
+    #[must_use]
+    pub fn member_dir(&self) -> PathBuf {
+        self.data_dir.join("member")
+    }
+
+    /// Writes the effective configuration as one log line, with the flag names as keys.
+    pub fn log_effective(&self) {
+        use crate::observe::log;
+        let fields: Vec<_> = self
+            .effective()
+            .into_iter()
+            .map(|(name, value)| (name, serde_json::Value::from(value)))
+            .collect();
+        log::record(log::Level::Info, log::here!(), "effective configuration", &fields);
+    }
+}
+
+/// Negative durations mean "at once" wherever Go takes them.
+fn duration(nanoseconds: i64) -> Duration {
+    Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(0))
+}
+
+fn go_duration(time: Duration) -> String {
+    super::value::format_duration(i64::try_from(time.as_nanos()).unwrap_or(i64::MAX))
+}
+
+fn saturating(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
