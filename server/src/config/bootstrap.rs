@@ -28,7 +28,10 @@ impl InitialCluster {
         let mut members: BTreeMap<String, Vec<ListenUrl>> = BTreeMap::new();
         for part in text.split(',').filter(|part| !part.is_empty()) {
             let (name, url) = part.split_once('=').unwrap_or((part, ""));
-            members.entry(name.to_owned()).or_default().push(ListenUrl::parse(url)?);
+            members
+                .entry(name.to_owned())
+                .or_default()
+                .push(ListenUrl::parse(url)?);
         }
         for urls in members.values_mut() {
             urls.sort_by_cached_key(ToString::to_string);
@@ -53,7 +56,10 @@ impl InitialCluster {
 
     fn has_duplicate_url(&self) -> bool {
         let mut seen = BTreeSet::new();
-        self.members.values().flatten().any(|url| !seen.insert(url.to_string()))
+        self.members
+            .values()
+            .flatten()
+            .any(|url| !seen.insert(url.to_string()))
     }
 }
 
@@ -92,20 +98,30 @@ impl Config {
             self.check_advertised(own)?;
         }
         if cluster.has_duplicate_url() {
-            return Err(ConfigError::invalid(format!("initial cluster {cluster} has duplicate url")));
+            return Err(ConfigError::invalid(format!(
+                "initial cluster {cluster} has duplicate url"
+            )));
         }
         Ok(cluster)
     }
 
     fn check_advertised(&self, own: &[ListenUrl]) -> Result<(), ConfigError> {
         let advertised = &self.initial_advertise_peer_urls;
-        let Err(reason) = same_addresses(advertised, own) else { return Ok(()) };
+        let Err(reason) = same_addresses(advertised, own) else {
+            return Ok(());
+        };
         let name = &self.name;
         let with_name = |urls: &[ListenUrl]| {
-            urls.iter().map(|url| format!("{name}={url}")).collect::<Vec<_>>().join(",")
+            urls.iter()
+                .map(|url| format!("{name}={url}"))
+                .collect::<Vec<_>>()
+                .join(",")
         };
-        let missing: Vec<_> =
-            own.iter().filter(|url| !advertised.contains(url)).cloned().collect();
+        let missing: Vec<_> = own
+            .iter()
+            .filter(|url| !advertised.contains(url))
+            .cloned()
+            .collect();
         if !missing.is_empty() {
             return Err(ConfigError::invalid(format!(
                 "--initial-cluster has {} but missing from --initial-advertise-peer-urls={} ({reason})",
@@ -113,8 +129,11 @@ impl Config {
                 join(advertised)
             )));
         }
-        let missing: Vec<_> =
-            advertised.iter().filter(|url| !own.contains(url)).cloned().collect();
+        let missing: Vec<_> = advertised
+            .iter()
+            .filter(|url| !own.contains(url))
+            .cloned()
+            .collect();
         if !missing.is_empty() {
             return Err(ConfigError::invalid(format!(
                 "--initial-advertise-peer-urls has {} but missing from --initial-cluster={}",
@@ -133,7 +152,13 @@ impl Config {
 /// Compares two sorted lists as text, then by what their host names stand for.
 fn same_addresses(left: &[ListenUrl], right: &[ListenUrl]) -> Result<(), String> {
     let quoted = |urls: &[ListenUrl]| {
-        format!("[{}]", urls.iter().map(|url| format!("{:?}", url.to_string())).collect::<Vec<_>>().join(" "))
+        format!(
+            "[{}]",
+            urls.iter()
+                .map(|url| format!("{:?}", url.to_string()))
+                .collect::<Vec<_>>()
+                .join(" ")
+        )
     };
     if left.len() != right.len() {
         return Err(format!("len({}) != len({})", quoted(left), quoted(right)));

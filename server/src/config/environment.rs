@@ -63,11 +63,23 @@ pub fn apply(
 
 /// What a variable stands for, older spellings included.
 fn target(variable: &str) -> Option<Target> {
-    if let Some(option) = OPTIONS.iter().find(|option| option.environment_variable() == variable) {
+    if let Some(option) = OPTIONS
+        .iter()
+        .find(|option| option.environment_variable() == variable)
+    {
         return Some(Target::Option(option));
     }
-    let name = variable.strip_prefix("ETCD_")?.to_lowercase().replace('_', "-");
+    let name = variable
+        .strip_prefix("ETCD_")?
+        .to_lowercase()
+        .replace('_', "-");
     let is_older_spelling = name.starts_with("experimental-")
-        || FLAGS_THAT_BECAME_GATES.iter().any(|(flag, _)| *flag == name);
-    if is_older_spelling { Target::find(&name) } else { None }
+        || FLAGS_THAT_BECAME_GATES
+            .iter()
+            .any(|(flag, _)| *flag == name);
+    if is_older_spelling {
+        Target::find(&name)
+    } else {
+        None
+    }
 }

@@ -22,20 +22,55 @@ const fn gate(
     default: bool,
     meaning: &'static str,
 ) -> FeatureGate {
-    FeatureGate { name, is_alpha, default, meaning }
+    FeatureGate {
+        name,
+        is_alpha,
+        default,
+        meaning,
+    }
 }
 
 /// The gates of etcd 3.7, by name.
 pub const FEATURE_GATES: &[FeatureGate] = &[
     gate("CompactHashCheck", true, false, "no effect yet"),
-    gate("FastLeaseKeepAlive", false, true, "no effect: renewals never wait for the applied index"),
-    gate("InitialCorruptCheck", true, false, "no effect yet; kubeadm sets it"),
-    gate("LeaseCheckpoint", true, false, "no effect: checkpoints are always on"),
-    gate("LeaseCheckpointPersist", true, false, "no effect: checkpoints are always stored"),
+    gate(
+        "FastLeaseKeepAlive",
+        false,
+        true,
+        "no effect: renewals never wait for the applied index",
+    ),
+    gate(
+        "InitialCorruptCheck",
+        true,
+        false,
+        "no effect yet; kubeadm sets it",
+    ),
+    gate(
+        "LeaseCheckpoint",
+        true,
+        false,
+        "no effect: checkpoints are always on",
+    ),
+    gate(
+        "LeaseCheckpointPersist",
+        true,
+        false,
+        "no effect: checkpoints are always stored",
+    ),
     gate("PriorityRequest", true, false, "no effect yet"),
     gate("SetMemberLocalAddr", true, false, "no effect yet"),
-    gate("StopGRPCServiceOnDefrag", true, false, "no effect: defragmentation does not block requests"),
-    gate("TxnModeWriteWithSharedBuffer", false, true, "no effect: there is no such buffer"),
+    gate(
+        "StopGRPCServiceOnDefrag",
+        true,
+        false,
+        "no effect: defragmentation does not block requests",
+    ),
+    gate(
+        "TxnModeWriteWithSharedBuffer",
+        false,
+        true,
+        "no effect: there is no such buffer",
+    ),
 ];
 
 const ALL_ALPHA: &str = "AllAlpha";
@@ -73,7 +108,10 @@ impl FeatureGates {
     /// Sets one gate, or with `AllAlpha` and `AllBeta` all that were not set by name.
     pub(super) fn set(&mut self, name: &str, value: bool) -> Result<(), String> {
         if name == ALL_ALPHA || name == ALL_BETA {
-            for gate in FEATURE_GATES.iter().filter(|gate| gate.is_alpha == (name == ALL_ALPHA)) {
+            for gate in FEATURE_GATES
+                .iter()
+                .filter(|gate| gate.is_alpha == (name == ALL_ALPHA))
+            {
                 self.set.entry(gate.name.to_owned()).or_insert(value);
             }
         } else if !FEATURE_GATES.iter().any(|gate| gate.name == name) {
@@ -87,7 +125,9 @@ impl FeatureGates {
     #[must_use]
     pub fn is_enabled(&self, name: &str) -> bool {
         self.set.get(name).copied().unwrap_or_else(|| {
-            FEATURE_GATES.iter().any(|gate| gate.name == name && gate.default)
+            FEATURE_GATES
+                .iter()
+                .any(|gate| gate.name == name && gate.default)
         })
     }
 
@@ -104,7 +144,11 @@ impl FeatureGates {
 
 impl fmt::Display for FeatureGates {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let pairs: Vec<_> = self.set.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let pairs: Vec<_> = self
+            .set
+            .iter()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect();
         formatter.write_str(&pairs.join(","))
     }
 }
@@ -115,13 +159,24 @@ mod tests {
 
     #[test]
     fn gates_are_read_as_etcd_reads_them() {
-        let gates = FeatureGates::parse("InitialCorruptCheck=true, CompactHashCheck=false").expect("valid");
+        let gates =
+            FeatureGates::parse("InitialCorruptCheck=true, CompactHashCheck=false").expect("valid");
         assert!(gates.is_enabled("InitialCorruptCheck"));
         assert!(!gates.is_enabled("CompactHashCheck"));
         assert!(gates.is_enabled("FastLeaseKeepAlive"), "on by default");
-        assert_eq!(gates.to_string(), "CompactHashCheck=false,InitialCorruptCheck=true");
-        assert!(FeatureGates::parse("AllAlpha=true").expect("valid").is_enabled("LeaseCheckpoint"));
-        assert_eq!(FeatureGates::parse("Nmae=true"), Err("unrecognized feature gate: Nmae".to_owned()));
+        assert_eq!(
+            gates.to_string(),
+            "CompactHashCheck=false,InitialCorruptCheck=true"
+        );
+        assert!(
+            FeatureGates::parse("AllAlpha=true")
+                .expect("valid")
+                .is_enabled("LeaseCheckpoint")
+        );
+        assert_eq!(
+            FeatureGates::parse("Nmae=true"),
+            Err("unrecognized feature gate: Nmae".to_owned())
+        );
         assert_eq!(
             FeatureGates::parse("InitialCorruptCheck"),
             Err("missing bool value for InitialCorruptCheck".to_owned())

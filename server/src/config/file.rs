@@ -10,8 +10,12 @@ use super::url::ListenUrl;
 use super::value::{Kind, Value};
 
 /// Keys that hold keys of their own.
-const SECTIONS: &[&str] =
-    &["client-transport-security", "peer-transport-security", "discovery-config", "socket-options"];
+const SECTIONS: &[&str] = &[
+    "client-transport-security",
+    "peer-transport-security",
+    "discovery-config",
+    "socket-options",
+];
 
 /// Reads the text of a configuration file.
 ///
@@ -99,7 +103,10 @@ fn target(path: &str) -> Option<Target> {
     if let Some(option) = OPTIONS.iter().find(|option| option.file_path() == path) {
         return Some(Target::Option(option));
     }
-    if FLAGS_THAT_BECAME_GATES.iter().any(|(flag, _)| *flag == path) {
+    if FLAGS_THAT_BECAME_GATES
+        .iter()
+        .any(|(flag, _)| *flag == path)
+    {
         return Target::find(path);
     }
     path.starts_with("experimental-")
@@ -112,54 +119,57 @@ fn target(path: &str) -> Option<Target> {
 /// Turns JSON into a value; nothing where the empty value keeps the default.
 fn value(option: &OptionSpec, json: &Json) -> Result<Option<Value>, String> {
     let wrong = || mismatch(option.file_path(), option.kind, json);
-    let value = match option.kind {
-        Kind::Boolean => Value::Boolean(json.as_bool().ok_or_else(wrong)?),
-        Kind::Unsigned => Value::Unsigned(json.as_u64().ok_or_else(wrong)?),
-        Kind::Unsigned32 => Value::Unsigned(
-            json.as_u64().filter(|number| u32::try_from(*number).is_ok()).ok_or_else(wrong)?,
-        ),
-        Kind::Signed => Value::Signed(json.as_i64().ok_or_else(wrong)?),
-        Kind::Duration => Value::Duration(json.as_i64().ok_or_else(wrong)?),
-        Kind::Text => Value::Text(scalar(json).ok_or_else(wrong)?),
-        Kind::Choice(words) => {
-            let word = scalar(json).ok_or_else(wrong)?;
-            if word.is_empty() {
-                return Ok(None);
+    let value =
+        match option.kind {
+            Kind::Boolean => Value::Boolean(json.as_bool().ok_or_else(wrong)?),
+            Kind::Unsigned => Value::Unsigned(json.as_u64().ok_or_else(wrong)?),
+            Kind::Unsigned32 => Value::Unsigned(
+                json.as_u64()
+                    .filter(|number| u32::try_from(*number).is_ok())
+                    .ok_or_else(wrong)?,
+            ),
+            Kind::Signed => Value::Signed(json.as_i64().ok_or_else(wrong)?),
+            Kind::Duration => Value::Duration(json.as_i64().ok_or_else(wrong)?),
+            Kind::Text => Value::Text(scalar(json).ok_or_else(wrong)?),
+            Kind::Choice(words) => {
+                let word = scalar(json).ok_or_else(wrong)?;
+                if word.is_empty() {
+                    return Ok(None);
+                }
+                if !words.contains(&word.as_str()) {
+                    return Err(match option.name {
+                        "initial-cluster-state" => format!("unexpected clusterState {word:?}"),
+                        // etcd's sample file still says 'proxy' here, and etcd does not look at it.
+                        name => format!("invalid value {word:?} for {name}"),
+                    });
+                }
+                Value::Text(word)
             }
-            if !words.contains(&word.as_str()) {
-                return Err(match option.name {
-                    "initial-cluster-state" => format!("unexpected clusterState {word:?}"),
-                    // etcd's sample file still says 'proxy' here, and etcd does not look at it.
-                    name => format!("invalid value {word:?} for {name}"),
-                });
+            Kind::Urls => {
+                let text = scalar(json).ok_or_else(wrong)?;
+                if text.is_empty() {
+                    return Ok(None);
+                }
+                Value::Urls(ListenUrl::parse_list(&text).map_err(|error| {
+                    format!("unexpected error setting up {}: {error}", option.name)
+                })?)
             }
-            Value::Text(word)
-        }
-        Kind::Urls => {
-            let text = scalar(json).ok_or_else(wrong)?;
-            if text.is_empty() {
-                return Ok(None);
+            Kind::UrlsOrStar => {
+                let text = scalar(json).ok_or_else(wrong)?;
+                if text.is_empty() {
+                    return Ok(None);
+                }
+                option.kind.parse(&text).map_err(|error| {
+                    format!("unexpected error setting up {}: {error}", option.name)
+                })?
             }
-            Value::Urls(ListenUrl::parse_list(&text).map_err(|error| {
-                format!("unexpected error setting up {}: {error}", option.name)
-            })?)
-        }
-        Kind::UrlsOrStar => {
-            let text = scalar(json).ok_or_else(wrong)?;
-            if text.is_empty() {
-                return Ok(None);
+            Kind::List | Kind::Set => Value::List(list(json).ok_or_else(wrong)?),
+            Kind::FeatureGates => {
+                debug_assert_eq!(option.name, FEATURE_GATES_OPTION);
+                Value::Gates(FeatureGates::parse(&scalar(json).ok_or_else(wrong)?)?)
             }
-            option.kind.parse(&text).map_err(|error| {
-                format!("unexpected error setting up {}: {error}", option.name)
-            })?
-        }
-        Kind::List | Kind::Set => Value::List(list(json).ok_or_else(wrong)?),
-        Kind::FeatureGates => {
-            debug_assert_eq!(option.name, FEATURE_GATES_OPTION);
-            Value::Gates(FeatureGates::parse(&scalar(json).ok_or_else(wrong)?)?)
-        }
-        Kind::Legacy => return Ok(None),
-    };
+            Kind::Legacy => return Ok(None),
+        };
     Ok(Some(value))
 }
 
@@ -226,7 +236,10 @@ mod tests {
             assert_eq!(settings.text("name"), "a");
             assert_eq!(settings.unsigned("heartbeat-interval"), 50);
             assert_eq!(settings.list("log-outputs"), ["stderr", "stdout"]);
-            assert_eq!(settings.nanoseconds("watch-progress-notify-interval"), 5_000_000_000);
+            assert_eq!(
+                settings.nanoseconds("watch-progress-notify-interval"),
+                5_000_000_000
+            );
             assert!(notices.is_empty(), "{notices:?}");
         }
     }
@@ -271,13 +284,31 @@ mod tests {
     #[test]
     fn wrong_types_are_refused() {
         for (text, message) in [
-            ("heartbeat-interval: x", "cannot unmarshal string into Go struct field configYAML.heartbeat-interval of type uint"),
-            ("watch-progress-notify-interval: 5s", "of type time.Duration (durations are integer nanoseconds"),
-            ("pre-vote: 1", "cannot unmarshal number 1 into Go struct field configYAML.pre-vote of type bool"),
-            ("listen-client-urls: localhost", "unexpected error setting up listen-client-urls: URL scheme"),
+            (
+                "heartbeat-interval: x",
+                "cannot unmarshal string into Go struct field configYAML.heartbeat-interval of type uint",
+            ),
+            (
+                "watch-progress-notify-interval: 5s",
+                "of type time.Duration (durations are integer nanoseconds",
+            ),
+            (
+                "pre-vote: 1",
+                "cannot unmarshal number 1 into Go struct field configYAML.pre-vote of type bool",
+            ),
+            (
+                "listen-client-urls: localhost",
+                "unexpected error setting up listen-client-urls: URL scheme",
+            ),
             ("initial-cluster-state: x", "unexpected clusterState \"x\""),
-            ("peer-transport-security: 1", "invalid peer-transport-security"),
-            ("feature-gates: Nmae=true", "unrecognized feature gate: Nmae"),
+            (
+                "peer-transport-security: 1",
+                "invalid peer-transport-security",
+            ),
+            (
+                "feature-gates: Nmae=true",
+                "unrecognized feature gate: Nmae",
+            ),
             ("- a", "cannot unmarshal array into Go value"),
             ("a: [", "error converting YAML to JSON"),
         ] {

@@ -35,8 +35,11 @@ pub fn parse(arguments: &[String]) -> Result<CommandLine, FlagError> {
     while let Some(argument) = rest.next() {
         let Some((name, value)) = split(argument)? else {
             // Either `--`, which ends the flags, or something that is no flag.
-            line.positional =
-                if argument == "--" { rest.next().cloned() } else { Some(argument.clone()) };
+            line.positional = if argument == "--" {
+                rest.next().cloned()
+            } else {
+                Some(argument.clone())
+            };
             break;
         };
         let mut value = value.map(str::to_owned);
@@ -45,9 +48,11 @@ pub fn parse(arguments: &[String]) -> Result<CommandLine, FlagError> {
             _ => FlagError::Bad(format!("flag provided but not defined: -{name}")),
         })?;
         if !flag.is_bare() && value.is_none() {
-            value = Some(rest.next().cloned().ok_or_else(|| {
-                FlagError::Bad(format!("flag needs an argument: -{name}"))
-            })?);
+            value = Some(
+                rest.next()
+                    .cloned()
+                    .ok_or_else(|| FlagError::Bad(format!("flag needs an argument: -{name}")))?,
+            );
         }
         flag.apply(&mut line, name, value)?;
     }
@@ -130,7 +135,12 @@ mod tests {
     use super::*;
 
     fn read(arguments: &[&str]) -> Result<CommandLine, FlagError> {
-        parse(&arguments.iter().map(ToString::to_string).collect::<Vec<_>>())
+        parse(
+            &arguments
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>(),
+        )
     }
 
     #[test]
@@ -149,16 +159,40 @@ mod tests {
             (&["--pre-vote"][..], true),
             (&["--pre-vote=false"], false),
             (&["--pre-vote=0"], false),
-            (&["--experimental-peer-skip-client-san-verification", "--pre-vote"], true),
+            (
+                &[
+                    "--experimental-peer-skip-client-san-verification",
+                    "--pre-vote",
+                ],
+                true,
+            ),
         ] {
             let line = read(arguments).expect("valid");
             assert_eq!(line.settings.boolean("pre-vote"), value, "{arguments:?}");
         }
         // A boolean never takes the next argument.
-        assert_eq!(read(&["--pre-vote", "false"]).expect("valid").positional.as_deref(), Some("false"));
-        assert_eq!(read(&["--", "-name"]).expect("valid").positional.as_deref(), Some("-name"));
-        assert_eq!(read(&["-"]).expect("valid").positional.as_deref(), Some("-"));
-        assert_eq!(read(&["--name", "--pre-vote"]).expect("valid").settings.text("name"), "--pre-vote");
+        assert_eq!(
+            read(&["--pre-vote", "false"])
+                .expect("valid")
+                .positional
+                .as_deref(),
+            Some("false")
+        );
+        assert_eq!(
+            read(&["--", "-name"]).expect("valid").positional.as_deref(),
+            Some("-name")
+        );
+        assert_eq!(
+            read(&["-"]).expect("valid").positional.as_deref(),
+            Some("-")
+        );
+        assert_eq!(
+            read(&["--name", "--pre-vote"])
+                .expect("valid")
+                .settings
+                .text("name"),
+            "--pre-vote"
+        );
         assert_eq!(read(&["--name="]).expect("valid").settings.text("name"), "");
         assert!(read(&["--version"]).expect("valid").version);
     }
@@ -170,15 +204,27 @@ mod tests {
             (&["--name"], "flag needs an argument: -name"),
             (&["---name"], "bad flag syntax: ---name"),
             (&["-=a"], "bad flag syntax: -=a"),
-            (&["--pre-vote=perhaps"], "invalid boolean value \"perhaps\" for -pre-vote: parse error"),
-            (&["--snapshot-count=-1"], "invalid value \"-1\" for flag -snapshot-count: parse error"),
-            (&["--initial-cluster-state=x"], "invalid value \"x\" for flag -initial-cluster-state: invalid value"),
+            (
+                &["--pre-vote=perhaps"],
+                "invalid boolean value \"perhaps\" for -pre-vote: parse error",
+            ),
+            (
+                &["--snapshot-count=-1"],
+                "invalid value \"-1\" for flag -snapshot-count: parse error",
+            ),
+            (
+                &["--initial-cluster-state=x"],
+                "invalid value \"x\" for flag -initial-cluster-state: invalid value",
+            ),
             (
                 &["--listen-client-urls=localhost"],
                 "invalid value \"localhost\" for flag -listen-client-urls: URL scheme must be http, https, unix, or unixs: localhost",
             ),
         ] {
-            assert_eq!(read(arguments).expect_err(text), FlagError::Bad(text.to_owned()));
+            assert_eq!(
+                read(arguments).expect_err(text),
+                FlagError::Bad(text.to_owned())
+            );
         }
         assert_eq!(read(&["--help"]).expect_err("help"), FlagError::Help);
         assert_eq!(read(&["-h"]).expect_err("help"), FlagError::Help);
@@ -195,7 +241,10 @@ mod tests {
             "--enable-v2=true",
         ])
         .expect("valid");
-        assert_eq!(line.settings.nanoseconds("watch-progress-notify-interval"), 5_000_000_000);
+        assert_eq!(
+            line.settings.nanoseconds("watch-progress-notify-interval"),
+            5_000_000_000
+        );
         assert!(line.settings.gates().is_enabled("InitialCorruptCheck"));
         assert!(line.settings.gates().is_enabled("CompactHashCheck"));
     }

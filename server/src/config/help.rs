@@ -41,7 +41,10 @@ pub fn help_text() -> String {
                     let stage = if gate.is_alpha { "ALPHA" } else { "BETA" };
                     write_line(
                         &mut text,
-                        format_args!("    {}=true|false ({stage} - default={})", gate.name, gate.default),
+                        format_args!(
+                            "    {}=true|false ({stage} - default={})",
+                            gate.name, gate.default
+                        ),
                     );
                 }
             }
@@ -78,7 +81,10 @@ start, because running without the feature would be a bad surprise.
     );
     for group in Group::ALL {
         write_line(&mut page, format_args!("\n## {}\n", group.title()));
-        write_line(&mut page, format_args!("| Option | Holds | Default | Effect | What it is for |"));
+        write_line(
+            &mut page,
+            format_args!("| Option | Holds | Default | Effect | What it is for |"),
+        );
         write_line(&mut page, format_args!("|---|---|---|---|---|"));
         for option in of_group(*group) {
             write_line(&mut page, format_args!("{}", table_row(option)));
@@ -95,7 +101,9 @@ start, because running without the feature would be a bad surprise.
 }
 
 fn of_group(group: Group) -> impl Iterator<Item = &'static OptionSpec> {
-    OPTIONS.iter().filter(move |option| option.group == group && !is_legacy(option))
+    OPTIONS
+        .iter()
+        .filter(move |option| option.group == group && !is_legacy(option))
 }
 
 fn shown_default(option: &OptionSpec) -> &'static str {
@@ -146,7 +154,10 @@ fn table_row(option: &OptionSpec) -> String {
         "" => String::new(),
         meaning => format!(" Empty or 0: {meaning}."),
     };
-    format!("| {name} | {holds} | {default} | {effect} | {}{empty}{reason} |", option.help)
+    format!(
+        "| {name} | {holds} | {default} | {effect} | {}{empty}{reason} |",
+        option.help
+    )
 }
 
 fn write_line(text: &mut String, line: std::fmt::Arguments<'_>) {

@@ -83,6 +83,9 @@ mod tests {
         let url = ["http://localhost:2380".to_owned()];
         let first = added_member_id(&url, "etcd-cluster", 1_700_000_000);
         assert_ne!(first, added_member_id(&url, "etcd-cluster", 1_700_000_001));
-        assert_ne!(first, member_id(&urls("http://localhost:2380"), "etcd-cluster"));
+        assert_ne!(
+            first,
+            member_id(&urls("http://localhost:2380"), "etcd-cluster")
+        );
     }
 }

@@ -71,11 +71,19 @@ pub struct Notice {
 
 impl Notice {
     pub(crate) fn info(message: impl Into<String>) -> Self {
-        Self { level: log::Level::Info, message: message.into(), fields: Vec::new() }
+        Self {
+            level: log::Level::Info,
+            message: message.into(),
+            fields: Vec::new(),
+        }
     }
 
     pub(crate) fn warn(message: impl Into<String>) -> Self {
-        Self { level: log::Level::Warn, message: message.into(), fields: Vec::new() }
+        Self {
+            level: log::Level::Warn,
+            message: message.into(),
+            fields: Vec::new(),
+        }
     }
 
     pub(crate) fn with(mut self, name: &'static str, value: &str) -> Self {
@@ -85,8 +93,11 @@ impl Notice {
 
     /// Writes the line.
     pub fn log(&self) {
-        let fields: Vec<_> =
-            self.fields.iter().map(|(name, value)| (*name, value.as_str().into())).collect();
+        let fields: Vec<_> = self
+            .fields
+            .iter()
+            .map(|(name, value)| (*name, value.as_str().into()))
+            .collect();
         log::record(self.level, log::here!(), &self.message, &fields);
     }
 }
@@ -116,11 +127,15 @@ pub enum ConfigError {
 
 impl ConfigError {
     fn invalid(message: impl Into<String>) -> Self {
-        Self::Invalid { message: message.into() }
+        Self::Invalid {
+            message: message.into(),
+        }
     }
 
     fn conflict(variable: &str) -> Self {
-        Self::Conflict { variable: variable.to_owned() }
+        Self::Conflict {
+            variable: variable.to_owned(),
+        }
     }
 
     /// The exit status with which etcd ends.
@@ -174,12 +189,17 @@ impl Config {
         arguments: impl IntoIterator<Item = OsString>,
         environment: impl IntoIterator<Item = (OsString, OsString)>,
     ) -> Result<Parsed, ConfigError> {
-        let arguments: Vec<String> =
-            arguments.into_iter().map(|argument| argument.to_string_lossy().into_owned()).collect();
+        let arguments: Vec<String> = arguments
+            .into_iter()
+            .map(|argument| argument.to_string_lossy().into_owned())
+            .collect();
         let environment: Vec<(String, String)> = environment
             .into_iter()
             .map(|(name, value)| {
-                (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())
+                (
+                    name.to_string_lossy().into_owned(),
+                    value.to_string_lossy().into_owned(),
+                )
             })
             .collect();
         let (program, arguments) = match arguments.split_first() {
@@ -205,26 +225,38 @@ fn read(
     let line = match flags::parse(arguments) {
         Ok(line) => line,
         Err(flags::FlagError::Help) => {
-            return Ok(Parsed::Print { stdout: help_text(), stderr: usage_text() });
+            return Ok(Parsed::Print {
+                stdout: help_text(),
+                stderr: usage_text(),
+            });
         }
         Err(flags::FlagError::Bad(text)) => {
             return Err(ConfigError::Usage(format!("{text}\n{}", usage_text())));
         }
     };
     if let Some(argument) = line.positional {
-        return Err(ConfigError::invalid(format!("{argument:?} is not a valid flag")));
+        return Err(ConfigError::invalid(format!(
+            "{argument:?} is not a valid flag"
+        )));
     }
     if line.version {
-        return Ok(Parsed::Print { stdout: crate::version::text(), stderr: String::new() });
+        return Ok(Parsed::Print {
+            stdout: crate::version::text(),
+            stderr: String::new(),
+        });
     }
 
     let mut notices = Vec::new();
     let from_environment = || {
-        let (_, path) =
-            environment.iter().find(|(name, _)| name == environment::CONFIG_FILE_VARIABLE)?;
+        let (_, path) = environment
+            .iter()
+            .find(|(name, _)| name == environment::CONFIG_FILE_VARIABLE)?;
         Some(path.clone()).filter(|path| !path.is_empty())
     };
-    let path = line.config_file.filter(|path| !path.is_empty()).or_else(from_environment);
+    let path = line
+        .config_file
+        .filter(|path| !path.is_empty())
+        .or_else(from_environment);
     let (settings, has_file) = if let Some(path) = path {
         let settings = read_file(Path::new(&path), &mut notices)?;
         notices.push(
@@ -240,7 +272,10 @@ fn read(
         (settings, false)
     };
     let config = validate::check(program, settings, has_file, &mut notices)?;
-    Ok(Parsed::Start { config: Box::new(config), notices })
+    Ok(Parsed::Start {
+        config: Box::new(config),
+        notices,
+    })
 }
 
 fn read_file(path: &Path, notices: &mut Vec<Notice>) -> Result<Settings, ConfigError> {

@@ -160,30 +160,45 @@ impl OptionSpec {
         if self.default.is_empty() && matches!(self.kind, Kind::Urls) {
             return Value::Urls(Vec::new());
         }
-        self.kind.parse(self.default).expect("a test parses the default of every option")
+        self.kind
+            .parse(self.default)
+            .expect("a test parses the default of every option")
     }
 
     /// The environment variable: `ETCD_` for etcd's options, `METASTORE_` for our own.
     #[must_use]
     pub fn environment_variable(&self) -> String {
-        let prefix = if self.group == Group::MetaStore { "METASTORE" } else { "ETCD" };
+        let prefix = if self.group == Group::MetaStore {
+            "METASTORE"
+        } else {
+            "ETCD"
+        };
         format!("{prefix}_{}", self.name.to_uppercase().replace('-', "_"))
     }
 
     /// The path of the key in the configuration file.
     #[must_use]
     pub const fn file_path(&self) -> &'static str {
-        if self.file_key.is_empty() { self.name } else { self.file_key }
+        if self.file_key.is_empty() {
+            self.name
+        } else {
+            self.file_key
+        }
     }
 }
 
 /// The option of a name, or of one of its older spellings.
 #[must_use]
 pub fn find(name: &str) -> Option<&'static OptionSpec> {
-    OPTIONS.iter().find(|option| option.name == name).or_else(|| {
-        let stable = name.strip_prefix("experimental-")?;
-        OPTIONS.iter().find(|option| option.name == stable && option.group != Group::MetaStore)
-    })
+    OPTIONS
+        .iter()
+        .find(|option| option.name == name)
+        .or_else(|| {
+            let stable = name.strip_prefix("experimental-")?;
+            OPTIONS
+                .iter()
+                .find(|option| option.name == stable && option.group != Group::MetaStore)
+        })
 }
 
 /// Flags of etcd 3.5 and 3.6 that became feature gates, and the gate of each.
@@ -191,11 +206,23 @@ pub fn find(name: &str) -> Option<&'static OptionSpec> {
 /// etcd 3.7 refuses them; older manifests still carry them, so they are accepted here.
 pub const FLAGS_THAT_BECAME_GATES: &[(&str, &str)] = &[
     ("experimental-initial-corrupt-check", "InitialCorruptCheck"),
-    ("experimental-compact-hash-check-enabled", "CompactHashCheck"),
+    (
+        "experimental-compact-hash-check-enabled",
+        "CompactHashCheck",
+    ),
     ("experimental-enable-lease-checkpoint", "LeaseCheckpoint"),
-    ("experimental-enable-lease-checkpoint-persist", "LeaseCheckpointPersist"),
-    ("experimental-txn-mode-write-with-shared-buffer", "TxnModeWriteWithSharedBuffer"),
-    ("experimental-stop-grpc-service-on-defrag", "StopGRPCServiceOnDefrag"),
+    (
+        "experimental-enable-lease-checkpoint-persist",
+        "LeaseCheckpointPersist",
+    ),
+    (
+        "experimental-txn-mode-write-with-shared-buffer",
+        "TxnModeWriteWithSharedBuffer",
+    ),
+    (
+        "experimental-stop-grpc-service-on-defrag",
+        "StopGRPCServiceOnDefrag",
+    ),
     ("experimental-set-member-localaddr", "SetMemberLocalAddr"),
 ];
 
@@ -205,7 +232,8 @@ pub const FEATURE_GATES_OPTION: &str = "feature-gates";
 const NO_TLS: &str = "TLS";
 const ONLY_WITH_TLS: &str = "it matters only with TLS, which does not exist yet";
 const ONLY_WITH_DISCOVERY: &str = "it matters only with discovery, which does not exist yet";
-const ONLY_WITH_TRACING: &str = "it matters only with distributed tracing, which does not exist yet";
+const ONLY_WITH_TRACING: &str =
+    "it matters only with distributed tracing, which does not exist yet";
 const ONLY_WITH_AUTH: &str = "it matters only with users and roles, which do not exist yet";
 const NO_BBOLT: &str = "it tunes bbolt, which MetaStore does not use";
 const LEGACY: &str = "it is a flag of an older etcd";

@@ -57,8 +57,11 @@ impl Settings {
             Target::Option(option) => {
                 let keeps_default =
                     text.is_empty() && matches!(option.kind, Kind::Urls | Kind::UrlsOrStar);
-                let value =
-                    if keeps_default { option.default_value() } else { option.kind.parse(text)? };
+                let value = if keeps_default {
+                    option.default_value()
+                } else {
+                    option.kind.parse(text)?
+                };
                 self.set_value(option, value);
             }
             Target::Gate(gate) => {
@@ -84,7 +87,9 @@ impl Settings {
 
     /// The options that were set, in the order of the table.
     pub fn changed(&self) -> impl Iterator<Item = (&'static OptionSpec, &Value)> {
-        OPTIONS.iter().filter_map(|option| Some((option, self.set.get(option.name)?)))
+        OPTIONS
+            .iter()
+            .filter_map(|option| Some((option, self.set.get(option.name)?)))
     }
 
     /// The value of an option of the table.
@@ -92,7 +97,9 @@ impl Settings {
     pub fn value(&self, name: &'static str) -> Value {
         self.read.borrow_mut().insert(name);
         self.set.get(name).cloned().unwrap_or_else(|| {
-            find(name).expect("the names in the code are those of the table").default_value()
+            find(name)
+                .expect("the names in the code are those of the table")
+                .default_value()
         })
     }
 

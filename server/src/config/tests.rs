@@ -10,7 +10,9 @@ fn parse_as(
 ) -> Result<Parsed, ConfigError> {
     Config::from_process(
         [program].iter().chain(arguments).map(OsString::from),
-        environment.iter().map(|(name, value)| (OsString::from(name), OsString::from(value))),
+        environment
+            .iter()
+            .map(|(name, value)| (OsString::from(name), OsString::from(value))),
     )
 }
 
@@ -32,7 +34,11 @@ fn from_file(text: &str) -> Result<Parsed, ConfigError> {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = directory.path().join("metastore.yml");
     std::fs::write(&path, text).expect("the file can be written");
-    parse_as("metastore", &["--config-file", path.to_str().expect("UTF-8")], &[])
+    parse_as(
+        "metastore",
+        &["--config-file", path.to_str().expect("UTF-8")],
+        &[],
+    )
 }
 
 #[test]
@@ -50,16 +56,28 @@ fn the_defaults_are_those_of_etcd() {
     assert_eq!(config.max_txn_ops, 128);
     assert_eq!(config.max_request_bytes, 1_572_864);
     assert_eq!(config.snapshot_count, 10_000);
-    assert_eq!(config.watch_progress_notify_interval, Duration::from_secs(600));
+    assert_eq!(
+        config.watch_progress_notify_interval,
+        Duration::from_secs(600)
+    );
     assert_eq!(config.compaction_batch_limit, 1000);
-    assert_eq!(config.grpc_keepalive_interval, Some(Duration::from_secs(7200)));
+    assert_eq!(
+        config.grpc_keepalive_interval,
+        Some(Duration::from_secs(7200))
+    );
     assert_eq!(config.auto_compaction, AutoCompaction::Off);
     assert_eq!(config.engine, Engine::RocksDb);
     assert!(config.client_threads >= 1);
     assert!(config.pre_vote && config.strict_reconfig_check);
     let cluster = config.initial_cluster().expect("valid");
-    assert_eq!(format!("{:x}", cluster.member_ids("etcd-cluster")["default"]), "8e9e05c52164694d");
-    assert_eq!(format!("{:x}", cluster.cluster_id("etcd-cluster")), "cdf818194e3a8c32");
+    assert_eq!(
+        format!("{:x}", cluster.member_ids("etcd-cluster")["default"]),
+        "8e9e05c52164694d"
+    );
+    assert_eq!(
+        format!("{:x}", cluster.cluster_id("etcd-cluster")),
+        "cdf818194e3a8c32"
+    );
 }
 
 #[test]
@@ -73,28 +91,45 @@ fn the_default_directory_follows_the_name_of_member_and_program() {
         let Ok(Parsed::Start { config, .. }) = parse_as(program, arguments, &[]) else {
             panic!("{program} should start")
         };
-        assert_eq!(config.data_dir.to_str(), Some(directory), "{program} {arguments:?}");
+        assert_eq!(
+            config.data_dir.to_str(),
+            Some(directory),
+            "{program} {arguments:?}"
+        );
     }
 }
 
 #[test]
 fn zeros_mean_what_etcd_means() {
-    let (config, _) = start(&["--quota-backend-bytes=-1", "--grpc-keepalive-interval=0"], &[]);
+    let (config, _) = start(
+        &["--quota-backend-bytes=-1", "--grpc-keepalive-interval=0"],
+        &[],
+    );
     assert_eq!(config.quota_backend_bytes, None);
     assert_eq!(config.grpc_keepalive_interval, None);
     let (config, _) = start(&["--watch-progress-notify-interval=1ms"], &[]);
-    assert_eq!(config.watch_progress_notify_interval, Duration::from_millis(100));
+    assert_eq!(
+        config.watch_progress_notify_interval,
+        Duration::from_millis(100)
+    );
 }
 
 #[test]
 fn a_bad_command_line_ends_with_status_two_and_others_with_one() {
     let error = refused(&["--nmae=a"], &[]);
     assert_eq!(error.exit_code(), 2);
-    assert!(error.to_string().starts_with("flag provided but not defined: -nmae\nUsage:"));
+    assert!(
+        error
+            .to_string()
+            .starts_with("flag provided but not defined: -nmae\nUsage:")
+    );
     let error = refused(&["serve"], &[]);
     assert_eq!(error.exit_code(), 1);
     assert_eq!(error.to_string(), "\"serve\" is not a valid flag");
-    assert_eq!(refused(&["--name", "a"], &[("ETCD_NAME", "b")]).exit_code(), 1);
+    assert_eq!(
+        refused(&["--name", "a"], &[("ETCD_NAME", "b")]).exit_code(),
+        1
+    );
 }
 
 #[test]
@@ -113,7 +148,10 @@ fn help_and_version_are_printed() {
     assert!(lines[1].starts_with("Git SHA: "));
     assert!(lines[2].starts_with("Go Version: "));
     assert!(lines[3].starts_with("Go OS/Arch: "));
-    assert_eq!(lines[4], format!("MetaStore Version: {}", crate::version::METASTORE_VERSION));
+    assert_eq!(
+        lines[4],
+        format!("MetaStore Version: {}", crate::version::METASTORE_VERSION)
+    );
 }
 
 #[test]
@@ -145,7 +183,10 @@ fn the_environment_sets_what_flags_do_not() {
     assert_eq!(config.engine, Engine::Memory);
     assert!(!config.pre_vote);
     assert!(config.feature_gates.is_enabled("InitialCorruptCheck"));
-    assert_eq!(config.watch_progress_notify_interval, Duration::from_secs(5));
+    assert_eq!(
+        config.watch_progress_notify_interval,
+        Duration::from_secs(5)
+    );
     assert_eq!(config.data_dir.to_str(), Some("a.metastore"));
     let unknown: Vec<_> = notices
         .iter()
@@ -158,7 +199,12 @@ fn the_environment_sets_what_flags_do_not() {
 #[test]
 fn the_environment_must_not_contradict_the_flags() {
     let error = refused(&["--name=a"], &[("ETCD_NAME", "a")]);
-    assert_eq!(error, ConfigError::Conflict { variable: "ETCD_NAME".to_owned() });
+    assert_eq!(
+        error,
+        ConfigError::Conflict {
+            variable: "ETCD_NAME".to_owned()
+        }
+    );
     assert!(error.to_string().contains(
         "conflicting environment variable is shadowed by corresponding command-line flag"
     ));
@@ -178,15 +224,24 @@ fn the_file_replaces_flags_and_environment() {
     std::fs::write(&path, "name: file\n").expect("the file can be written");
     let path = path.to_str().expect("UTF-8");
     for (arguments, environment) in [
-        (&["--config-file", path, "--name=flag"][..], &[("ETCD_NAME", "environment")][..]),
-        (&["--name=flag"], &[("ETCD_CONFIG_FILE", path), ("ETCD_PRE_VOTE", "false")]),
+        (
+            &["--config-file", path, "--name=flag"][..],
+            &[("ETCD_NAME", "environment")][..],
+        ),
+        (
+            &["--name=flag"],
+            &[("ETCD_CONFIG_FILE", path), ("ETCD_PRE_VOTE", "false")],
+        ),
     ] {
         let (config, _) = start(arguments, environment);
         assert_eq!(config.name, "file");
         assert!(config.pre_vote);
     }
     let error = refused(&["--config-file=/no/such/file"], &[]);
-    assert_eq!(error.to_string(), "open /no/such/file: no such file or directory");
+    assert_eq!(
+        error.to_string(),
+        "open /no/such/file: no such file or directory"
+    );
 }
 
 #[test]
@@ -253,14 +308,26 @@ tls-max-version: 'TLS1.3'
         panic!("the sample should start: {:?}", from_file(text))
     };
     assert!(!config.strict_reconfig_check);
-    assert_eq!(config.auto_compaction, AutoCompaction::Periodic(Duration::from_secs(3600)));
+    assert_eq!(
+        config.auto_compaction,
+        AutoCompaction::Periodic(Duration::from_secs(3600))
+    );
     let later: Vec<_> = notices
         .iter()
         .filter(|notice| notice.message.contains("has no effect yet"))
         .map(|notice| notice.message.as_str())
         .collect();
-    assert_eq!(later.len(), 2, "auto-compaction-retention and enable-pprof: {later:?}");
-    assert!(!notices.iter().any(|notice| notice.message.contains("unknown key")), "{notices:?}");
+    assert_eq!(
+        later.len(),
+        2,
+        "auto-compaction-retention and enable-pprof: {later:?}"
+    );
+    assert!(
+        !notices
+            .iter()
+            .any(|notice| notice.message.contains("unknown key")),
+        "{notices:?}"
+    );
 }
 
 #[test]
@@ -286,14 +353,26 @@ fn wrong_settings_are_refused_with_the_texts_of_etcd() {
             &["--heartbeat-interval=300"],
             "--election-timeout[1000ms] should be at least as 5 times as --heartbeat-interval[300ms]",
         ),
-        (&["--heartbeat-interval=0"], "--heartbeat-interval must be >0 (set to 0ms)"),
-        (&["--election-timeout=0"], "--election-timeout must be >0 (set to 0ms)"),
+        (
+            &["--heartbeat-interval=0"],
+            "--heartbeat-interval must be >0 (set to 0ms)",
+        ),
+        (
+            &["--election-timeout=0"],
+            "--election-timeout must be >0 (set to 0ms)",
+        ),
         (
             &["--election-timeout=50001"],
             "--election-timeout[50001ms] is too long, and should be set less than 50000ms",
         ),
-        (&["--auto-compaction-mode=daily"], "unknown auto-compaction-mode \"daily\""),
-        (&["--auto-compaction-mode="], "undefined auto-compaction-mode"),
+        (
+            &["--auto-compaction-mode=daily"],
+            "unknown auto-compaction-mode \"daily\"",
+        ),
+        (
+            &["--auto-compaction-mode="],
+            "undefined auto-compaction-mode",
+        ),
         (
             &["--auto-compaction-retention=soon"],
             "error parsing CompactionRetention: time: invalid duration \"soon\"",
@@ -303,16 +382,37 @@ fn wrong_settings_are_refused_with_the_texts_of_etcd() {
             "both --discovery-token and --discovery-endpoints must be set",
         ),
         (
-            &["--initial-cluster=default=http://localhost:2380", "--discovery-srv=example.com"],
+            &[
+                "--initial-cluster=default=http://localhost:2380",
+                "--discovery-srv=example.com",
+            ],
             "multiple discovery or bootstrap flags are set. Choose one of \"initial-cluster\", \"discovery-endpoints\" or \"discovery-srv\"",
         ),
-        (&["--discovery-fallback=proxy"], "v2 proxy is deprecated, and --discovery-fallback can't be configured as \"proxy\""),
-        (&["--compact-hash-check-time=0"], "--compact-hash-check-time must be >0 (set to 0s)"),
-        (&["--logger=capnslog"], "--logger=capnslog is removed in v3.5"),
+        (
+            &["--discovery-fallback=proxy"],
+            "v2 proxy is deprecated, and --discovery-fallback can't be configured as \"proxy\"",
+        ),
+        (
+            &["--compact-hash-check-time=0"],
+            "--compact-hash-check-time must be >0 (set to 0s)",
+        ),
+        (
+            &["--logger=capnslog"],
+            "--logger=capnslog is removed in v3.5",
+        ),
         (&["--logger=x"], "unknown logger option \"x\""),
-        (&["--log-outputs=default,stdout"], "multi logoutput for \"default\" is not supported yet"),
-        (&["--log-format=xml"], "unknown log format: xml, supported values json, console"),
-        (&["--tls-min-version=TLS1.1"], "unexpected TLS version \"TLS1.1\" (must be one of: TLS1.2, TLS1.3)"),
+        (
+            &["--log-outputs=default,stdout"],
+            "multi logoutput for \"default\" is not supported yet",
+        ),
+        (
+            &["--log-format=xml"],
+            "unknown log format: xml, supported values json, console",
+        ),
+        (
+            &["--tls-min-version=TLS1.1"],
+            "unexpected TLS version \"TLS1.1\" (must be one of: TLS1.2, TLS1.3)",
+        ),
         (
             &["--tls-min-version=TLS1.3", "--tls-max-version=TLS1.2"],
             "min version (TLS1.3) is greater than max version (TLS1.2)",
@@ -339,9 +439,15 @@ fn wrong_settings_are_refused_with_the_texts_of_etcd() {
 #[test]
 fn what_does_not_exist_yet_is_refused_clearly() {
     for (arguments, option) in [
-        (&["--auto-tls"][..], "--auto-tls is not supported yet: TLS (docs/limitations.md)"),
         (
-            &["--listen-client-urls=https://127.0.0.1:2379", "--advertise-client-urls=https://127.0.0.1:2379"],
+            &["--auto-tls"][..],
+            "--auto-tls is not supported yet: TLS (docs/limitations.md)",
+        ),
+        (
+            &[
+                "--listen-client-urls=https://127.0.0.1:2379",
+                "--advertise-client-urls=https://127.0.0.1:2379",
+            ],
             "--listen-client-urls=https://127.0.0.1:2379 is not supported yet: TLS (docs/limitations.md)",
         ),
         (
@@ -360,7 +466,10 @@ fn what_does_not_exist_yet_is_refused_clearly() {
         assert_eq!(refused(arguments, &[]).to_string(), option);
     }
     // Their defaults say nothing new.
-    start(&["--auto-tls=false", "--auth-token=simple", "--cert-file="], &[]);
+    start(
+        &["--auto-tls=false", "--auth-token=simple", "--cert-file="],
+        &[],
+    );
     assert!(parse_as("metastore", &["gateway", "start"], &[]).is_err());
 }
 
@@ -383,7 +492,10 @@ fn the_flags_of_kubeadm_without_tls_start_the_server() {
         &[],
     );
     assert_eq!(config.listen_client_urls.len(), 2);
-    assert_eq!(config.watch_progress_notify_interval, Duration::from_secs(5));
+    assert_eq!(
+        config.watch_progress_notify_interval,
+        Duration::from_secs(5)
+    );
     config.initial_cluster().expect("valid");
 }
 
@@ -393,10 +505,16 @@ fn the_initial_cluster_follows_the_name_unless_given() {
     assert_eq!(config.initial_cluster_text, "a=http://localhost:2380");
     config.initial_cluster().expect("valid");
     let (config, _) = start(
-        &["--name=a", "--initial-advertise-peer-urls=http://127.0.0.1:1,http://127.0.0.1:2"],
+        &[
+            "--name=a",
+            "--initial-advertise-peer-urls=http://127.0.0.1:1,http://127.0.0.1:2",
+        ],
         &[],
     );
-    assert_eq!(config.initial_cluster_text, "a=http://127.0.0.1:1,a=http://127.0.0.1:2");
+    assert_eq!(
+        config.initial_cluster_text,
+        "a=http://127.0.0.1:1,a=http://127.0.0.1:2"
+    );
 }
 
 #[test]
@@ -433,7 +551,11 @@ fn the_initial_cluster_must_hold_this_member_as_it_advertises_itself() {
     }
     // A joining member has told its URLs already: only the name counts.
     let (config, _) = start(
-        &["--name=a", "--initial-cluster=a=http://127.0.0.1:1", "--initial-cluster-state=existing"],
+        &[
+            "--name=a",
+            "--initial-cluster=a=http://127.0.0.1:1",
+            "--initial-cluster-state=existing",
+        ],
         &[],
     );
     assert_eq!(config.initial_cluster_state, ClusterState::Existing);
@@ -444,7 +566,10 @@ fn the_initial_cluster_must_hold_this_member_as_it_advertises_itself() {
 fn every_option_that_is_called_used_is_read() {
     let (config, _) = start(&["--enable-distributed-tracing"], &[]);
     let read = config.settings.names_read();
-    for option in OPTIONS.iter().filter(|option| option.status == Status::Used) {
+    for option in OPTIONS
+        .iter()
+        .filter(|option| option.status == Status::Used)
+    {
         assert!(read.contains(option.name), "nobody reads --{}", option.name);
     }
 }

@@ -170,7 +170,9 @@ impl Config {
         Self {
             name: settings.text("name"),
             data_dir,
-            wal_dir: Some(settings.text("wal-dir")).filter(|path| !path.is_empty()).map(PathBuf::from),
+            wal_dir: Some(settings.text("wal-dir"))
+                .filter(|path| !path.is_empty())
+                .map(PathBuf::from),
             snapshot_count: settings.unsigned("snapshot-count"),
             snapshot_catchup_entries: settings.unsigned("snapshot-catchup-entries"),
             heartbeat_interval: Duration::from_millis(settings.unsigned("heartbeat-interval")),
@@ -280,7 +282,12 @@ impl Config {
             .into_iter()
             .map(|(name, value)| (name, serde_json::Value::from(value)))
             .collect();
-        log::record(log::Level::Info, log::here!(), "effective configuration", &fields);
+        log::record(
+            log::Level::Info,
+            log::here!(),
+            "effective configuration",
+            &fields,
+        );
     }
 }
 

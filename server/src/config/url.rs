@@ -61,14 +61,20 @@ impl ListenUrl {
     pub fn parse(text: &str) -> Result<Self, String> {
         let text = text.trim();
         let Some((scheme, rest)) = split_scheme(text)? else {
-            return Err(format!("URL scheme must be http, https, unix, or unixs: {text}"));
+            return Err(format!(
+                "URL scheme must be http, https, unix, or unixs: {text}"
+            ));
         };
         let scheme = match scheme.to_ascii_lowercase().as_str() {
             "http" => Scheme::Http,
             "https" => Scheme::Https,
             "unix" => Scheme::Unix,
             "unixs" => Scheme::Unixs,
-            _ => return Err(format!("URL scheme must be http, https, unix, or unixs: {text}")),
+            _ => {
+                return Err(format!(
+                    "URL scheme must be http, https, unix, or unixs: {text}"
+                ));
+            }
         };
         let authority = rest.strip_prefix("//").unwrap_or(rest);
         match scheme {
@@ -86,7 +92,11 @@ impl ListenUrl {
                         "URL address does not have the form \"host:port\": {text}"
                     ));
                 };
-                let Ok(port) = (if port.is_empty() { Ok(0) } else { port.parse::<u16>() }) else {
+                let Ok(port) = (if port.is_empty() {
+                    Ok(0)
+                } else {
+                    port.parse::<u16>()
+                }) else {
                     return Err(format!(
                         "parse {text:?}: invalid port {:?} after host",
                         format!(":{port}")
@@ -111,8 +121,10 @@ impl ListenUrl {
     ///
     /// As [`ListenUrl::parse`], for the first bad element.
     pub fn parse_list(text: &str) -> Result<Vec<Self>, String> {
-        let mut urls =
-            text.split(',').map(Self::parse).collect::<Result<Vec<Self>, String>>()?;
+        let mut urls = text
+            .split(',')
+            .map(Self::parse)
+            .collect::<Result<Vec<Self>, String>>()?;
         urls.sort_by_cached_key(ToString::to_string);
         Ok(urls)
     }
@@ -120,9 +132,17 @@ impl ListenUrl {
     /// A URL from its parts, for callers that replace the host of another one.
     #[must_use]
     pub fn from_parts(scheme: Scheme, host: &str, port: u16) -> Self {
-        let authority =
-            if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
-        Self { scheme, host: host.to_owned(), port, authority }
+        let authority = if host.contains(':') {
+            format!("[{host}]:{port}")
+        } else {
+            format!("{host}:{port}")
+        };
+        Self {
+            scheme,
+            host: host.to_owned(),
+            port,
+            authority,
+        }
     }
 
     /// `host:port` as written (an IPv6 address keeps its brackets); the path for Unix sockets.
@@ -152,7 +172,10 @@ impl ListenUrl {
         }
         match self.host.as_str() {
             "localhost" => Some(IpAddr::from([127, 0, 0, 1])),
-            host => host.split('%').next().and_then(|address| address.parse().ok()),
+            host => host
+                .split('%')
+                .next()
+                .and_then(|address| address.parse().ok()),
         }
     }
 }
@@ -166,12 +189,17 @@ impl fmt::Display for ListenUrl {
 /// URLs as one comma list, the form of the options.
 #[must_use]
 pub fn join(urls: &[ListenUrl]) -> String {
-    urls.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+    urls.iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(",")
 }
 
 /// Splits off the scheme as Go's `url.Parse` does; `None` when there is none.
 fn split_scheme(text: &str) -> Result<Option<(&str, &str)>, String> {
-    let Some(colon) = text.find(':') else { return Ok(None) };
+    let Some(colon) = text.find(':') else {
+        return Ok(None);
+    };
     let (scheme, rest) = (&text[..colon], &text[colon + 1..]);
     if scheme.is_empty() {
         return Err(format!("parse {text:?}: missing protocol scheme"));
@@ -180,9 +208,13 @@ fn split_scheme(text: &str) -> Result<Option<(&str, &str)>, String> {
         return Ok(None);
     }
     let is_scheme = scheme.starts_with(|first: char| first.is_ascii_alphabetic())
-        && scheme.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.'));
+        && scheme
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.'));
     if !is_scheme {
-        return Err(format!("parse {text:?}: first path segment in URL cannot contain colon"));
+        return Err(format!(
+            "parse {text:?}: first path segment in URL cannot contain colon"
+        ));
     }
     Ok(Some((scheme, rest)))
 }
@@ -223,14 +255,38 @@ mod tests {
     fn bad_urls_are_refused_with_the_text_of_etcd() {
         for (text, message) in [
             ("", "URL scheme must be http, https, unix, or unixs: "),
-            ("mailto://127.0.0.1:2379", "URL scheme must be http, https, unix, or unixs: mailto://127.0.0.1:2379"),
-            ("localhost:1234", "URL scheme must be http, https, unix, or unixs: localhost:1234"),
-            ("http://127.0.0.1", "URL address does not have the form \"host:port\": http://127.0.0.1"),
-            ("http://127.0.0.1:2379/path", "URL must not contain a path: http://127.0.0.1:2379/path"),
-            ("http://127.0.0.1:2379/", "URL must not contain a path: http://127.0.0.1:2379/"),
-            ("://127.0.0.1:2379", "parse \"://127.0.0.1:2379\": missing protocol scheme"),
-            ("127.0.0.1:1234", "parse \"127.0.0.1:1234\": first path segment in URL cannot contain colon"),
-            ("http://a:x", "parse \"http://a:x\": invalid port \":x\" after host"),
+            (
+                "mailto://127.0.0.1:2379",
+                "URL scheme must be http, https, unix, or unixs: mailto://127.0.0.1:2379",
+            ),
+            (
+                "localhost:1234",
+                "URL scheme must be http, https, unix, or unixs: localhost:1234",
+            ),
+            (
+                "http://127.0.0.1",
+                "URL address does not have the form \"host:port\": http://127.0.0.1",
+            ),
+            (
+                "http://127.0.0.1:2379/path",
+                "URL must not contain a path: http://127.0.0.1:2379/path",
+            ),
+            (
+                "http://127.0.0.1:2379/",
+                "URL must not contain a path: http://127.0.0.1:2379/",
+            ),
+            (
+                "://127.0.0.1:2379",
+                "parse \"://127.0.0.1:2379\": missing protocol scheme",
+            ),
+            (
+                "127.0.0.1:1234",
+                "parse \"127.0.0.1:1234\": first path segment in URL cannot contain colon",
+            ),
+            (
+                "http://a:x",
+                "parse \"http://a:x\": invalid port \":x\" after host",
+            ),
         ] {
             assert_eq!(ListenUrl::parse(text).expect_err(text), message);
         }

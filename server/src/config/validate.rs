@@ -60,7 +60,11 @@ pub(super) fn check(
         notices.push(Notice::info("detected default host for advertise").with("host", host));
     }
     let data_dir = data_dir(program, &settings, notices);
-    let Advertised { peer_urls, client_urls, .. } = advertised;
+    let Advertised {
+        peer_urls,
+        client_urls,
+        ..
+    } = advertised;
     Ok(Config::new(
         settings,
         Resolved {
@@ -78,13 +82,22 @@ fn check_log(settings: &Settings) -> Result<LogOptions, ConfigError> {
     match settings.text("logger").as_str() {
         "zap" => {}
         "capnslog" => return Err(ConfigError::invalid("--logger=capnslog is removed in v3.5")),
-        other => return Err(ConfigError::invalid(format!("unknown logger option {other:?}"))),
+        other => {
+            return Err(ConfigError::invalid(format!(
+                "unknown logger option {other:?}"
+            )));
+        }
     }
     let outputs = settings.list("log-outputs");
     if outputs.len() > 1 && outputs.iter().any(|output| output == "default") {
-        return Err(ConfigError::invalid("multi logoutput for \"default\" is not supported yet"));
+        return Err(ConfigError::invalid(
+            "multi logoutput for \"default\" is not supported yet",
+        ));
     }
-    let mut outputs: Vec<LogOutput> = outputs.iter().map(|output| LogOutput::parse(output)).collect();
+    let mut outputs: Vec<LogOutput> = outputs
+        .iter()
+        .map(|output| LogOutput::parse(output))
+        .collect();
     if outputs.is_empty() {
         outputs.push(LogOutput::Stderr);
     }
@@ -126,15 +139,18 @@ impl Advertised {
         {
             advertised.client_urls.clear();
         }
-        for (listen, option) in
-            [("listen-peer-urls", "initial-advertise-peer-urls"), ("listen-client-urls", "advertise-client-urls")]
-        {
+        for (listen, option) in [
+            ("listen-peer-urls", "initial-advertise-peer-urls"),
+            ("listen-client-urls", "advertise-client-urls"),
+        ] {
             let listen = settings.urls(listen);
             let urls = match option {
                 "advertise-client-urls" => &mut advertised.client_urls,
                 _ => &mut advertised.peer_urls,
             };
-            let default = find(option).expect("an option of the table").default_value();
+            let default = find(option)
+                .expect("an option of the table")
+                .default_value();
             let is_default = default == super::value::Value::Urls(urls.clone());
             if !is_default || listen.first().is_none_or(|url| url.host != "0.0.0.0") {
                 continue;
@@ -152,13 +168,20 @@ impl Advertised {
     fn initial_cluster(&self, settings: &Settings) -> String {
         let name = settings.text("name");
         let text = settings.text("initial-cluster");
-        let is_default = text == find("initial-cluster").expect("an option of the table").default;
+        let is_default = text
+            == find("initial-cluster")
+                .expect("an option of the table")
+                .default;
         let replaced_peer_host = self.default_host.is_some() && !settings.is_set("initial-cluster");
         if !is_default || (name == DEFAULT_NAME && !replaced_peer_host) {
             return text;
         }
         let name = if name.is_empty() { DEFAULT_NAME } else { &name };
-        self.peer_urls.iter().map(|url| format!("{name}={url}")).collect::<Vec<_>>().join(",")
+        self.peer_urls
+            .iter()
+            .map(|url| format!("{name}={url}"))
+            .collect::<Vec<_>>()
+            .join(",")
     }
 }
 
@@ -174,9 +197,12 @@ fn default_route_address() -> Option<IpAddr> {
 }
 
 fn check_urls(settings: &Settings, advertised: &Advertised) -> Result<(), ConfigError> {
-    for option in
-        ["listen-peer-urls", "listen-client-urls", "listen-client-http-urls", "listen-metrics-urls"]
-    {
+    for option in [
+        "listen-peer-urls",
+        "listen-client-urls",
+        "listen-client-http-urls",
+        "listen-metrics-urls",
+    ] {
         for url in settings.urls(option) {
             if !url.is_unix() && url.bind_address().is_none() {
                 return Err(ConfigError::invalid(format!(
@@ -223,7 +249,9 @@ fn check_bootstrap_options(settings: &Settings) -> Result<(), ConfigError> {
         ));
     }
     if endpoints.iter().any(|endpoint| endpoint.trim().is_empty()) {
-        return Err(ConfigError::invalid("--discovery-endpoints must not contain empty endpoints"));
+        return Err(ConfigError::invalid(
+            "--discovery-endpoints must not contain empty endpoints",
+        ));
     }
     Ok(())
 }
@@ -232,10 +260,14 @@ fn check_times(settings: &Settings) -> Result<(), ConfigError> {
     let heartbeat = settings.unsigned("heartbeat-interval");
     let election = settings.unsigned("election-timeout");
     if heartbeat == 0 {
-        return Err(ConfigError::invalid("--heartbeat-interval must be >0 (set to 0ms)"));
+        return Err(ConfigError::invalid(
+            "--heartbeat-interval must be >0 (set to 0ms)",
+        ));
     }
     if election == 0 {
-        return Err(ConfigError::invalid("--election-timeout must be >0 (set to 0ms)"));
+        return Err(ConfigError::invalid(
+            "--election-timeout must be >0 (set to 0ms)",
+        ));
     }
     if heartbeat.saturating_mul(HEARTBEATS_PER_ELECTION) > election {
         return Err(ConfigError::invalid(format!(
@@ -256,7 +288,9 @@ fn check_auto_compaction(settings: &Settings) -> Result<AutoCompaction, ConfigEr
         "periodic" | "revision" => {}
         "" => return Err(ConfigError::invalid("undefined auto-compaction-mode")),
         other => {
-            return Err(ConfigError::invalid(format!("unknown auto-compaction-mode {other:?}")));
+            return Err(ConfigError::invalid(format!(
+                "unknown auto-compaction-mode {other:?}"
+            )));
         }
     }
     let text = settings.text("auto-compaction-retention");
@@ -351,11 +385,17 @@ fn check_supported(
     advertised: &Advertised,
     notices: &mut Vec<Notice>,
 ) -> Result<(), ConfigError> {
-    for option in
-        ["listen-peer-urls", "listen-client-urls", "listen-client-http-urls", "listen-metrics-urls"]
-    {
+    for option in [
+        "listen-peer-urls",
+        "listen-client-urls",
+        "listen-client-http-urls",
+        "listen-metrics-urls",
+    ] {
         if option == "listen-metrics-urls"
-            && settings.urls(option).iter().any(|url| url.scheme == Scheme::Https)
+            && settings
+                .urls(option)
+                .iter()
+                .any(|url| url.scheme == Scheme::Https)
             && settings.text("cert-file").is_empty()
         {
             return Err(ConfigError::invalid(
@@ -390,7 +430,11 @@ fn check_supported(
     for gate in settings.gates().changed() {
         notices.push(Notice::info("feature gate is accepted and has no effect").with("gate", gate));
     }
-    if settings.list("log-outputs").iter().any(|output| output == "systemd/journal") {
+    if settings
+        .list("log-outputs")
+        .iter()
+        .any(|output| output == "systemd/journal")
+    {
         notices.push(Notice::warn(
             "--log-outputs=systemd/journal writes to the standard error output, which systemd puts into the journal",
         ));
@@ -413,7 +457,10 @@ fn warn_of_sizes(settings: &Settings, notices: &mut Vec<Notice>) {
         notices.push(
             Notice::warn("quota exceeds the maximum value that etcd recommends")
                 .with("given-quota-size-bytes", &quota.to_string())
-                .with("recommended-maximum-quota-size-bytes", &QUOTA_WARNING_BYTES.to_string()),
+                .with(
+                    "recommended-maximum-quota-size-bytes",
+                    &QUOTA_WARNING_BYTES.to_string(),
+                ),
         );
     }
     let request = settings.unsigned("max-request-bytes");
@@ -421,7 +468,10 @@ fn warn_of_sizes(settings: &Settings, notices: &mut Vec<Notice>) {
         notices.push(
             Notice::warn("exceeded recommended request limit")
                 .with("max-request-bytes", &request.to_string())
-                .with("recommended-request-bytes", &REQUEST_WARNING_BYTES.to_string()),
+                .with(
+                    "recommended-request-bytes",
+                    &REQUEST_WARNING_BYTES.to_string(),
+                ),
         );
     }
 }
@@ -433,11 +483,11 @@ fn data_dir(program: &str, settings: &Settings, notices: &mut Vec<Notice>) -> Pa
     if !directory.is_empty() {
         return PathBuf::from(directory);
     }
-    let is_etcd = Path::new(program).file_stem().is_some_and(|stem| stem == "etcd");
+    let is_etcd = Path::new(program)
+        .file_stem()
+        .is_some_and(|stem| stem == "etcd");
     let suffix = if is_etcd { "etcd" } else { "metastore" };
     let directory = format!("{}.{suffix}", settings.text("name"));
-    notices.push(
-        Notice::warn("'data-dir' was empty; using default").with("data-dir", &directory),
-    );
+    notices.push(Notice::warn("'data-dir' was empty; using default").with("data-dir", &directory));
     PathBuf::from(directory)
 }

@@ -55,9 +55,11 @@ impl Kind {
             Self::Urls => "URLs".to_owned(),
             Self::UrlsOrStar => "URLs or `*`".to_owned(),
             Self::Set | Self::List => "comma list".to_owned(),
-            Self::Choice(words) => {
-                words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(" or ")
-            }
+            Self::Choice(words) => words
+                .iter()
+                .map(|word| format!("`{word}`"))
+                .collect::<Vec<_>>()
+                .join(" or "),
             Self::FeatureGates => "`Name=true,…`".to_owned(),
             Self::Legacy => "nothing".to_owned(),
         }
@@ -99,7 +101,10 @@ impl Kind {
             Self::Urls => Value::Urls(ListenUrl::parse_list(text)?),
             Self::UrlsOrStar if text == "*" => Value::List(vec![text.to_owned()]),
             Self::UrlsOrStar => Value::List(
-                ListenUrl::parse_list(text)?.iter().map(ToString::to_string).collect(),
+                ListenUrl::parse_list(text)?
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect(),
             ),
             Self::Set => {
                 let mut words = split_list(text);
@@ -121,7 +126,11 @@ impl Kind {
 }
 
 fn split_list(text: &str) -> Vec<String> {
-    if text.is_empty() { Vec::new() } else { text.split(',').map(str::to_owned).collect() }
+    if text.is_empty() {
+        Vec::new()
+    } else {
+        text.split(',').map(str::to_owned).collect()
+    }
 }
 
 /// A value of an option.
@@ -224,13 +233,17 @@ pub fn parse_duration(text: &str) -> Result<i64, String> {
     }
     let mut total: i128 = 0;
     while !rest.is_empty() {
-        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
+        let end = rest
+            .find(|c: char| !c.is_ascii_digit() && c != '.')
+            .unwrap_or(rest.len());
         let (number, after) = rest.split_at(end);
         let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
         if (whole.is_empty() && fraction.is_empty()) || fraction.contains('.') {
             return Err(error());
         }
-        let end = after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len());
+        let end = after
+            .find(|c: char| c.is_ascii_digit() || c == '.')
+            .unwrap_or(after.len());
         let (unit, next) = after.split_at(end);
         let unit = match unit {
             "ns" => NANOSECOND,
@@ -245,7 +258,11 @@ pub fn parse_duration(text: &str) -> Result<i64, String> {
         if whole.len() > 18 {
             return Err(error());
         }
-        let whole: i128 = if whole.is_empty() { 0 } else { whole.parse().map_err(|_| error())? };
+        let whole: i128 = if whole.is_empty() {
+            0
+        } else {
+            whole.parse().map_err(|_| error())?
+        };
         total += whole * unit;
         let mut scale = unit;
         for digit in fraction.bytes().take(18) {
@@ -309,7 +326,16 @@ mod tests {
         ] {
             assert_eq!(parse_duration(text), Ok(nanoseconds), "{text}");
         }
-        for text in ["", "5", "s", "1x", "1.2.3s", "--1s", "99999999999999999999h", "1h 2m"] {
+        for text in [
+            "",
+            "5",
+            "s",
+            "1x",
+            "1.2.3s",
+            "--1s",
+            "99999999999999999999h",
+            "1h 2m",
+        ] {
             assert!(parse_duration(text).is_err(), "{text}");
         }
     }
@@ -344,6 +370,9 @@ mod tests {
         for text in ["", "-1", "x", "0x", "08", "1.5"] {
             assert!(parse_unsigned(text).is_err(), "{text}");
         }
-        assert_eq!(parse_unsigned("99999999999999999999"), Err("value out of range".to_owned()));
+        assert_eq!(
+            parse_unsigned("99999999999999999999"),
+            Err("value out of range".to_owned())
+        );
     }
 }

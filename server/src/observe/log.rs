@@ -16,7 +16,7 @@ use std::fmt::{self, Write as _};
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::path::PathBuf;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
@@ -144,7 +144,7 @@ impl Default for LogOptions {
     }
 }
 
-static SINK: OnceLock<Sink> = OnceLock::new();
+static SINK: OnceLock<Arc<Sink>> = OnceLock::new();
 
 /// Opens the outputs and sends all events of the process there. To be called once, at the start; later
 /// calls change nothing. Until then [`record`] writes JSON lines to the standard error output.
@@ -153,11 +153,12 @@ static SINK: OnceLock<Sink> = OnceLock::new();
 ///
 /// A log file that cannot be opened.
 pub fn init(options: &LogOptions) -> Result<(), std::io::Error> {
-    let sink = Sink::open(options)?;
-    let threshold = sink.threshold;
-    if SINK.set(sink).is_ok() {
+    let sink = Arc::new(Sink::open(options)?);
+    if SINK.set(Arc::clone(&sink)).is_ok() {
         // Fails only if somebody else, a test, has set a subscriber: then events go there.
-        let _ = tracing_subscriber::registry().with(ZapLayer { threshold }).try_init();
+        let _ = tracing_subscriber::registry()
+            .with(ZapLayer { sink })
+            .try_init();
     }
     Ok(())
 }
@@ -174,15 +175,12 @@ pub use __log_here as here;
 
 /// Writes one line whose field names are known only at run time; elsewhere use `tracing`'s macros.
 pub fn record(level: Level, caller: &str, message: &str, fields: &[(&str, Value)]) {
-    let default;
-    let sink = match SINK.get() {
-        Some(sink) => sink,
-        None => {
-            default = Sink::open(&LogOptions::default()).expect("opens no file");
-            &default
-        }
-    };
-    sink.write(level, caller, message, fields);
+    match SINK.get() {
+        Some(sink) => sink.write(level, caller, message, fields),
+        None => Sink::open(&LogOptions::default())
+            .expect("the default opens no file")
+            .write(level, caller, message, fields),
+    }
 }
 
 /// Writes text to the standard error output and does not mind if nobody reads it.
@@ -193,7 +191,9 @@ pub fn write_stderr(text: &str) {
 /// Writes text to the standard output and does not mind if nobody reads it.
 pub fn write_stdout(text: &str) {
     let mut stdout = std::io::stdout().lock();
-    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    let _ = stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush());
 }
 
 enum Output {
@@ -216,19 +216,32 @@ impl Sink {
             .map(|output| match output {
                 LogOutput::Stderr => Ok(Output::Stderr),
                 LogOutput::Stdout => Ok(Output::Stdout),
-                LogOutput::File(path) => {
-                    OpenOptions::new().create(true).append(true).open(path).map(Output::File)
-                }
+                LogOutput::File(path) => OpenOptions::new()
+                    .create(true)
+                    .append(true)
+                    .open(path)
+                    .map(Output::File),
             })
             .collect::<Result<_, _>>()?;
-        Ok(Self { threshold: options.threshold, format: options.format, outputs })
+        Ok(Self {
+            threshold: options.threshold,
+            format: options.format,
+            outputs,
+        })
     }
 
     fn write(&self, level: Level, caller: &str, message: &str, fields: &[(&str, Value)]) {
         if !self.threshold.allows(level) {
             return;
         }
-        let line = format_line(self.format, SystemTime::now(), level, caller, message, fields);
+        let line = format_line(
+            self.format,
+            SystemTime::now(),
+            level,
+            caller,
+            message,
+            fields,
+        );
         for output in &self.outputs {
             // One write for the whole line keeps the lines of threads apart, also in files that two
             // processes share.
@@ -305,7 +318,9 @@ fn push_json(line: &mut String, value: &Value) {
 fn short_caller(caller: &str) -> &str {
     let mut slashes = caller.rmatch_indices('/');
     slashes.next();
-    slashes.next().map_or(caller, |(slash, _)| &caller[slash + 1..])
+    slashes
+        .next()
+        .map_or(caller, |(slash, _)| &caller[slash + 1..])
 }
 
 /// UTC in the layout `2006-01-02T15:04:05.000000Z`, which etcd's parsers read.
@@ -330,7 +345,11 @@ fn civil_date(days_since_1970: u64) -> (u64, u64, u64) {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted_month = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let month = if shifted_month < 10 {
+        shifted_month + 3
+    } else {
+        shifted_month - 9
+    };
     (era * 400 + year_of_era + u64::from(month <= 2), month, day)
 }
 
@@ -338,7 +357,7 @@ fn civil_date(days_since_1970: u64) -> (u64, u64, u64) {
 const OWN_TARGETS: &str = "metastore";
 
 struct ZapLayer {
-    threshold: Threshold,
+    sink: Arc<Sink>,
 }
 
 impl ZapLayer {
@@ -350,7 +369,11 @@ impl ZapLayer {
             tracing::Level::INFO => Level::Info,
             tracing::Level::DEBUG | tracing::Level::TRACE => Level::Debug,
         };
-        if metadata.target().starts_with(OWN_TARGETS) { level } else { level.min(Level::Warn) }
+        if metadata.target().starts_with(OWN_TARGETS) {
+            level
+        } else {
+            level.min(Level::Warn)
+        }
     }
 
     fn wants(&self, metadata: &Metadata<'_>) -> bool {
@@ -359,14 +382,14 @@ impl ZapLayer {
         }
         let level = Self::level(metadata);
         if metadata.target().starts_with(OWN_TARGETS) {
-            return self.threshold.allows(level);
+            return self.sink.threshold.allows(level);
         }
         let one_later = match level {
             Level::Debug => return false,
             Level::Info => Level::Debug,
             _ => level,
         };
-        self.threshold.allows(one_later)
+        self.sink.threshold.allows(one_later)
     }
 }
 
@@ -396,7 +419,12 @@ impl<S: Subscriber> Layer<S> for ZapLayer {
             metadata.file().unwrap_or(metadata.target()),
             metadata.line().unwrap_or(0)
         );
-        record(Self::level(metadata), &caller, &fields.message, &fields.fields);
+        self.sink.write(
+            Self::level(metadata),
+            &caller,
+            &fields.message,
+            &fields.fields,
+        );
     }
 }
 
@@ -524,29 +552,42 @@ mod tests {
             format: Format::Json,
             outputs: vec![LogOutput::File(path.clone())],
         };
-        // The only test of this binary that sets up logging for the process.
-        init(&options).expect("the file can be opened");
-        tracing::info!("member-id" = "8e9e05c52164694d", count = 3_u64, ok = true, "a line");
-        tracing::debug!("not written");
-        tracing::error!(target: "other_crate", "capped");
-        tracing::info!(target: "other_crate", "not written");
-        record(Level::Error, here!(), "by hand", &[("any-name", Value::from(1.5))]);
+        let sink = Arc::new(Sink::open(&options).expect("the file can be opened"));
+        let layer = ZapLayer {
+            sink: Arc::clone(&sink),
+        };
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            tracing::info!(
+                "member-id" = "8e9e05c52164694d",
+                count = 3_u64,
+                ok = true,
+                "a line"
+            );
+            tracing::debug!("not written");
+            tracing::error!(target: "other_crate", "capped");
+            tracing::info!(target: "other_crate", "not written");
+        });
+        sink.write(
+            Level::Error,
+            here!(),
+            "by hand",
+            &[("any-name", Value::from(1.5))],
+        );
         let text = std::fs::read_to_string(&path).expect("the log exists");
         let lines: Vec<Value> = text
             .lines()
             .map(|line| serde_json::from_str(line).expect("every line is a JSON object"))
             .collect();
-        let own: Vec<&Value> = lines
-            .iter()
-            .filter(|line| line["caller"].as_str().is_some_and(|c| c.starts_with("observe/log.rs")))
-            .collect();
-        assert_eq!(own.len(), 3, "{text}");
-        assert_eq!(own[0]["msg"], "a line");
-        assert_eq!(own[0]["member-id"], "8e9e05c52164694d");
-        assert_eq!(own[0]["count"], 3);
-        assert_eq!(own[0]["ok"], true);
-        assert_eq!(own[1]["level"], "warn", "events of other crates are capped");
-        assert_eq!(own[2]["level"], "error");
-        assert_eq!(own[2]["any-name"], 1.5);
+        assert_eq!(lines.len(), 3, "{text}");
+        assert_eq!(lines[0]["msg"], "a line");
+        assert_eq!(lines[0]["member-id"], "8e9e05c52164694d");
+        assert_eq!(lines[0]["count"], 3);
+        assert_eq!(lines[0]["ok"], true);
+        assert_eq!(
+            lines[1]["level"], "warn",
+            "events of other crates are capped"
+        );
+        assert_eq!(lines[2]["level"], "error");
+        assert_eq!(lines[2]["any-name"], 1.5);
     }
 }
