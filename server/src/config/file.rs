@@ -62,7 +62,12 @@ fn apply_section(
     let keys = match value {
         Json::Null => &empty,
         Json::Object(keys) => keys,
-        _ => return Err(format!("invalid {section}")),
+        other => {
+            return Err(format!(
+                "error unmarshaling JSON: while decoding JSON: json: cannot unmarshal {} into Go struct field configYAML.configJSON.{section} of type embed.securityConfig",
+                json_type(other)
+            ));
+        }
     };
     for (key, value) in keys {
         apply(settings, &format!("{section}.{key}"), value, notices)?;
@@ -192,27 +197,52 @@ fn list(json: &Json) -> Option<Vec<String>> {
     }
 }
 
+/// Keys that etcd reads into a struct of its own, which its texts name.
+const KEYS_OF_CONFIG_JSON: &[&str] = &[
+    "listen-peer-urls",
+    "listen-client-urls",
+    "listen-client-http-urls",
+    "initial-advertise-peer-urls",
+    "advertise-client-urls",
+    "cors",
+    "host-whitelist",
+    "feature-gates",
+];
+
 fn mismatch(path: &str, kind: Kind, json: &Json) -> String {
-    let hint = if matches!(kind, Kind::Duration) {
-        " (durations are integer nanoseconds in the configuration file)"
+    let hint = match kind {
+        Kind::Duration => " (durations are integer nanoseconds in the configuration file)",
+        _ => "",
+    };
+    let owner = if KEYS_OF_CONFIG_JSON.contains(&path) {
+        "configJSON"
     } else {
-        ""
+        "Config"
+    };
+    // Go names the number only where a number is wanted.
+    let found = match (json, kind) {
+        (
+            Json::Number(number),
+            Kind::Unsigned | Kind::Unsigned32 | Kind::Signed | Kind::Duration,
+        ) => {
+            format!("number {number}")
+        }
+        _ => json_type(json).to_owned(),
     };
     format!(
-        "error unmarshaling JSON: while decoding JSON: json: cannot unmarshal {} into Go struct field configYAML.{path} of type {}{hint}",
-        json_type(json),
+        "error unmarshaling JSON: while decoding JSON: json: cannot unmarshal {found} into Go struct field configYAML.{owner}.{path} of type {}{hint}",
         kind.go_type()
     )
 }
 
-fn json_type(json: &Json) -> String {
+const fn json_type(json: &Json) -> &'static str {
     match json {
-        Json::Null => "null".to_owned(),
-        Json::Bool(_) => "bool".to_owned(),
-        Json::Number(number) => format!("number {number}"),
-        Json::String(_) => "string".to_owned(),
-        Json::Array(_) => "array".to_owned(),
-        Json::Object(_) => "object".to_owned(),
+        Json::Null => "null",
+        Json::Bool(_) => "bool",
+        Json::Number(_) => "number",
+        Json::String(_) => "string",
+        Json::Array(_) => "array",
+        Json::Object(_) => "object",
     }
 }
 
@@ -286,7 +316,7 @@ mod tests {
         for (text, message) in [
             (
                 "heartbeat-interval: x",
-                "cannot unmarshal string into Go struct field configYAML.heartbeat-interval of type uint",
+                "cannot unmarshal string into Go struct field configYAML.Config.heartbeat-interval of type uint",
             ),
             (
                 "watch-progress-notify-interval: 5s",
@@ -294,7 +324,7 @@ mod tests {
             ),
             (
                 "pre-vote: 1",
-                "cannot unmarshal number 1 into Go struct field configYAML.pre-vote of type bool",
+                "cannot unmarshal number into Go struct field configYAML.Config.pre-vote of type bool",
             ),
             (
                 "listen-client-urls: localhost",
@@ -303,7 +333,7 @@ mod tests {
             ("initial-cluster-state: x", "unexpected clusterState \"x\""),
             (
                 "peer-transport-security: 1",
-                "invalid peer-transport-security",
+                "configYAML.configJSON.peer-transport-security of type embed.securityConfig",
             ),
             (
                 "feature-gates: Nmae=true",

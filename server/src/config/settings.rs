@@ -1,7 +1,6 @@
 //! The values of all options, and who set them.
 
-use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::feature_gates::FeatureGates;
 use super::options::{FEATURE_GATES_OPTION, FLAGS_THAT_BECAME_GATES, OPTIONS, OptionSpec, find};
@@ -12,8 +11,6 @@ use super::value::{Kind, Value, parse_boolean};
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
     set: BTreeMap<&'static str, Value>,
-    /// Options that somebody asked for: a test compares them with those that the table calls used.
-    read: RefCell<BTreeSet<&'static str>>,
 }
 
 /// What a name on the command line, in the environment or in the file stands for.
@@ -95,18 +92,11 @@ impl Settings {
     /// The value of an option of the table.
     #[must_use]
     pub fn value(&self, name: &'static str) -> Value {
-        self.read.borrow_mut().insert(name);
         self.set.get(name).cloned().unwrap_or_else(|| {
             find(name)
                 .expect("the names in the code are those of the table")
                 .default_value()
         })
-    }
-
-    /// The names that were read so far.
-    #[must_use]
-    pub fn names_read(&self) -> BTreeSet<&'static str> {
-        self.read.borrow().clone()
     }
 }
 

@@ -315,10 +315,14 @@ fn check_auto_compaction(settings: &Settings) -> Result<AutoCompaction, ConfigEr
 
 fn check_features(settings: &Settings, notices: &mut Vec<Notice>) -> Result<(), ConfigError> {
     if settings.boolean("enable-distributed-tracing") {
-        let rate = settings.signed("distributed-tracing-sampling-rate");
-        if !(0..=1_000_000).contains(&rate) {
+        let problem = match settings.signed("distributed-tracing-sampling-rate") {
+            ..0 => Some("tracing sampling rate must be positive"),
+            0..=1_000_000 => None,
+            _ => Some("tracing sampling rate must be less than 1000000"),
+        };
+        if let Some(problem) = problem {
             return Err(ConfigError::invalid(format!(
-                "distributed tracing configurition is not valid: (distributed tracing sampling rate must be between 0 and 1000000, got {rate})"
+                "distributed tracing configurition is not valid: ({problem})"
             )));
         }
     }

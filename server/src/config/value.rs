@@ -89,10 +89,15 @@ impl Kind {
             Self::Boolean => Value::Boolean(parse_boolean(text)?),
             Self::Text => Value::Text(text.to_owned()),
             Self::Unsigned => Value::Unsigned(parse_unsigned(text)?),
+            // etcd's own type for this kind passes on the words of Go's parser.
             Self::Unsigned32 => {
-                let number = parse_unsigned(text)?;
+                let fail = |error: &str| format!("strconv.ParseUint: parsing {text:?}: {error}");
+                let number = parse_unsigned(text).map_err(|error| match error.as_str() {
+                    "parse error" => fail("invalid syntax"),
+                    other => fail(other),
+                })?;
                 if number > u64::from(u32::MAX) {
-                    return Err("value out of range".to_owned());
+                    return Err(fail("value out of range"));
                 }
                 Value::Unsigned(number)
             }

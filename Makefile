@@ -1,0 +1,48 @@
+# Each target is one line that calls a script or cargo; scripts/environment.sh finds Rust and RocksDB.
+# `check` never writes, `fix` may.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+ENVIRONMENT := source scripts/environment.sh
+
+.PHONY: help
+help: ## show the targets
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+.PHONY: build
+build: ## build the server: target/release/metastore
+	@$(ENVIRONMENT); cargo build --release --package metastore-server
+
+.PHONY: run
+run: ## start one member on port 2379
+	@scripts/run.sh 1
+
+.PHONY: run-cluster
+run-cluster: ## start three members on ports 2379, 2389 and 2399
+	@scripts/run.sh 3
+
+.PHONY: test
+test: ## run every test; builds etcd's programs once, to compare with
+	@$(ENVIRONMENT); tests/tools/install.sh >/dev/null; cargo test --workspace --no-fail-fast
+
+.PHONY: check
+check: ## format, lints, licences and dependencies; writes nothing
+	@$(ENVIRONMENT); scripts/check.sh
+
+.PHONY: fix
+fix: ## format, apply lints' suggestions, write the generated pages
+	@$(ENVIRONMENT); scripts/fix.sh
+
+.PHONY: e2e
+e2e: ## only the tests that start processes
+	@$(ENVIRONMENT); tests/tools/install.sh >/dev/null; cargo test --package metastore-tests --no-fail-fast
+
+.PHONY: soak
+soak: ## the tests that start processes, again and again: ROUNDS=20
+	@$(ENVIRONMENT); tests/tools/install.sh >/dev/null; for round in $$(seq $${ROUNDS:-20}); do echo "round $$round"; cargo test --package metastore-tests; done
+
+.PHONY: bench
+bench: ## measure MetaStore and etcd in turn; takes about an hour
+	@$(ENVIRONMENT); tests/bench/run.sh $(ARGUMENTS)

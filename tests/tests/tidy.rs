@@ -1,0 +1,577 @@
+//! Rules about the repository itself, each as a test: the arrows between crates, what may not stand in
+//! the sources, links in documents, generated pages.
+//!
+//! `METASTORE_WRITE_PAGES=1 cargo test -p metastore-tests --test tidy generated` (part of `make fix`)
+//! writes the generated pages instead of comparing them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use metastore_proto::error_text::EtcdError;
+use metastore_server::config::{self, OPTIONS, Status};
+
+/// The root of the repository.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the tests are a folder of the repository")
+        .to_owned()
+}
+
+/// Every file below a folder, without build products, other people's code and hidden folders, as paths
+/// from the root.
+fn files_below(folder: &str) -> Vec<PathBuf> {
+    const SKIPPED: &[&str] = &["target", "vendor", "node_modules", "bench-results"];
+    let mut found = Vec::new();
+    let mut folders = vec![root().join(folder)];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).expect("a folder of the repository") {
+            let path = entry.expect("a readable entry").path();
+            let name = path
+                .file_name()
+                .expect("entries have names")
+                .to_string_lossy()
+                .into_owned();
+            if path.is_dir() {
+                if !name.starts_with('.') && !SKIPPED.contains(&name.as_str()) {
+                    folders.push(path);
+                }
+            } else {
+                found.push(
+                    path.strip_prefix(root())
+                        .expect("below the root")
+                        .to_owned(),
+                );
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+fn files_with_extension(folder: &str, extension: &str) -> Vec<PathBuf> {
+    files_below(folder)
+        .into_iter()
+        .filter(|path| path.extension().is_some_and(|found| found == extension))
+        .collect()
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(root().join(path))
+        .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Fails with all problems at once: fixing them one run at a time is tedious.
+#[track_caller]
+fn assert_none(problems: &[String], rule: &str) {
+    assert!(problems.is_empty(), "{rule}\n  {}\n", problems.join("\n  "));
+}
+
+// ---------------------------------------------------------------------------------------------
+// Arrows between crates
+
+/// The crates of this repository that each of them may use. Everything else is a wrong arrow.
+///
+/// `revision-model ← store ← {store-rocksdb, watch, lease} ← server`, and apart from it
+/// `raft-log ← consensus ← server`: consensus does not know keys, and the store does not know consensus.
+const ALLOWED_ARROWS: &[(&str, &[&str])] = &[
+    ("metastore-proto", &[]),
+    ("metastore-proto-codegen", &[]),
+    ("metastore-revision-model", &["metastore-proto"]),
+    (
+        "metastore-store",
+        &["metastore-proto", "metastore-revision-model"],
+    ),
+    (
+        "metastore-store-rocksdb",
+        &[
+            "metastore-proto",
+            "metastore-revision-model",
+            "metastore-store",
+        ],
+    ),
+    (
+        "metastore-watch",
+        &[
+            "metastore-proto",
+            "metastore-revision-model",
+            "metastore-store",
+        ],
+    ),
+    (
+        "metastore-lease",
+        &[
+            "metastore-proto",
+            "metastore-revision-model",
+            "metastore-store",
+        ],
+    ),
+    ("metastore-raft-log", &["metastore-proto"]),
+    (
+        "metastore-consensus",
+        &["metastore-proto", "metastore-raft-log"],
+    ),
+    (
+        "metastore-server",
+        &[
+            "metastore-proto",
+            "metastore-revision-model",
+            "metastore-store",
+            "metastore-store-rocksdb",
+            "metastore-watch",
+            "metastore-lease",
+            "metastore-raft-log",
+            "metastore-consensus",
+        ],
+    ),
+    // The benchmark builds without the server, and measures it from outside.
+    ("metastore-bench", &["metastore-proto"]),
+];
+
+/// The crate of the tests may use everything.
+const TESTS: &str = "metastore-tests";
+
+/// Crates that have no clock, thread, socket or randomness of their own: a simulation drives them.
+const PURE_CRATES: &[&str] = &[
+    "metastore-revision-model",
+    "metastore-store",
+    "metastore-watch",
+    "metastore-lease",
+];
+
+/// Dependencies of the crates of this repository by name, without those for tests.
+fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--no-deps", "--offline", "--format-version=1"])
+        .current_dir(root())
+        .output()
+        .expect("cargo runs");
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let metadata: serde_json::Value =
+        serde_json::from_slice(&output.stdout).expect("cargo metadata prints JSON");
+    metadata["packages"]
+        .as_array()
+        .expect("a list of packages")
+        .iter()
+        .map(|package| {
+            let name = package["name"]
+                .as_str()
+                .expect("packages have names")
+                .to_owned();
+            let uses = package["dependencies"]
+                .as_array()
+                .expect("a list of dependencies")
+                .iter()
+                .filter(|dependency| dependency["kind"] != "dev")
+                .map(|dependency| dependency["name"].as_str().expect("a name").to_owned())
+                .collect();
+            (name, uses)
+        })
+        .collect()
+}
+
+#[test]
+fn arrows_between_crates_point_one_way() {
+    let allowed: BTreeMap<_, _> = ALLOWED_ARROWS.iter().copied().collect();
+    let mut problems = Vec::new();
+    for (name, uses) in dependencies() {
+        if name == TESTS {
+            continue;
+        }
+        let Some(allowed) = allowed.get(name.as_str()) else {
+            problems.push(format!("{name} has no line in ALLOWED_ARROWS"));
+            continue;
+        };
+        for used in uses.iter().filter(|used| used.starts_with("metastore-")) {
+            if !allowed.contains(&used.as_str()) {
+                problems.push(format!("{name} uses {used}"));
+            }
+        }
+    }
+    assert_none(
+        &problems,
+        "docs/architecture.md says which crate may use which:",
+    );
+}
+
+#[test]
+fn only_consensus_knows_openraft() {
+    let problems: Vec<_> = dependencies()
+        .into_iter()
+        .filter(|(name, _)| name != "metastore-consensus" && name != TESTS)
+        .filter(|(_, uses)| uses.iter().any(|used| used.starts_with("openraft")))
+        .map(|(name, _)| name)
+        .collect();
+    assert_none(
+        &problems,
+        "openraft is pinned to an alpha and may be replaced: only consensus names it, but so do",
+    );
+}
+
+#[test]
+fn pure_crates_have_no_clock_thread_socket_or_randomness() {
+    const FORBIDDEN: &[&str] = &[
+        "Instant::now",
+        "SystemTime::now",
+        "thread::spawn",
+        "thread::sleep",
+        "thread::Builder",
+        "std::net",
+        "rand::",
+        "tokio::",
+        "std::env::var",
+    ];
+    let mut problems = Vec::new();
+    for (name, uses) in dependencies() {
+        if !PURE_CRATES.contains(&name.as_str()) {
+            continue;
+        }
+        for used in ["tokio", "rand", "openraft", "tonic", "rocksdb"] {
+            if uses.contains(used) {
+                problems.push(format!("{name} depends on {used}"));
+            }
+        }
+        let folder = format!(
+            "server/crates/{}/src",
+            name.trim_start_matches("metastore-")
+        );
+        for path in files_with_extension(&folder, "rs") {
+            let text = read(&path);
+            for (number, line) in production_lines(&path, &text) {
+                if let Some(found) = FORBIDDEN
+                    .iter()
+                    .find(|forbidden| line.contains(**forbidden))
+                {
+                    problems.push(format!("{}:{number} has {found}", path.display()));
+                }
+            }
+        }
+    }
+    assert_none(
+        &problems,
+        "time, randomness and I/O arrive as arguments, so that a seed can replay a run:",
+    );
+}
+
+/// The lines of a source file without its tests and comments.
+fn production_lines<'a>(
+    path: &Path,
+    text: &'a str,
+) -> impl Iterator<Item = (usize, &'a str)> + use<'a> {
+    let is_test = path.components().any(|part| {
+        let part = part.as_os_str().to_string_lossy();
+        // The model of the store exists for tests only.
+        part == "reference_model"
+            || part == "tests"
+            || part == "tests.rs"
+            || part.ends_with("_tests.rs")
+            || part == "benches"
+    });
+    text.lines()
+        .enumerate()
+        .map(|(position, line)| (position + 1, line))
+        .take_while(move |(_, line)| !is_test && line.trim() != "#[cfg(test)]")
+        .filter(|(_, line)| !line.trim_start().starts_with("//"))
+}
+
+#[test]
+fn every_crate_takes_the_lints_of_the_workspace() {
+    let problems: Vec<_> = files_below("")
+        .into_iter()
+        .filter(|path| path.file_name().is_some_and(|name| name == "Cargo.toml"))
+        .filter(|path| path.parent() != Some(Path::new("")))
+        .filter(|path| !read(path).contains("[lints]\nworkspace = true"))
+        .map(|path| path.display().to_string())
+        .collect();
+    assert_none(&problems, "`[lints] workspace = true` is missing in:");
+}
+
+// ---------------------------------------------------------------------------------------------
+// Sources
+
+#[test]
+fn every_crate_says_what_it_is() {
+    let problems: Vec<_> = files_with_extension("", "rs")
+        .into_iter()
+        .filter(|path| path.ends_with("src/lib.rs") || path.ends_with("src/main.rs"))
+        .filter(|path| !read(path).starts_with("//! "))
+        .map(|path| path.display().to_string())
+        .collect();
+    assert_none(
+        &problems,
+        "the first line tells the reader where he is; it is missing in:",
+    );
+}
+
+#[test]
+fn nothing_is_left_to_do_in_the_sources() {
+    // Put together here, or this file would find itself.
+    let forbidden: Vec<String> = ["todo", "unimplemented", "dbg"]
+        .iter()
+        .map(|name| format!("{name}!("))
+        .chain(
+            ["FIX", "XX"]
+                .iter()
+                .map(|half| format!("{half}{}", if *half == "FIX" { "ME" } else { "X" })),
+        )
+        .collect();
+    let mut problems = Vec::new();
+    for path in files_with_extension("", "rs") {
+        if path
+            .components()
+            .any(|part| part.as_os_str() == "generated")
+        {
+            continue;
+        }
+        for (position, line) in read(&path).lines().enumerate() {
+            if let Some(found) = forbidden.iter().find(|forbidden| line.contains(*forbidden)) {
+                problems.push(format!("{}:{} has {found}", path.display(), position + 1));
+            }
+        }
+    }
+    assert_none(
+        &problems,
+        "what is missing belongs into docs/limitations.md:",
+    );
+}
+
+#[test]
+fn no_path_of_somebodys_machine_is_in_the_repository() {
+    let forbidden = [
+        format!("/{}/", "work"),
+        format!("/{}/", "root"),
+        format!("/{}/runner", "home"),
+    ];
+    let mut problems = Vec::new();
+    for path in files_below("") {
+        let Ok(text) = fs::read_to_string(root().join(&path)) else {
+            continue;
+        };
+        for (position, line) in text.lines().enumerate() {
+            if forbidden
+                .iter()
+                .any(|forbidden| line.contains(forbidden.as_str()))
+            {
+                problems.push(format!("{}:{}", path.display(), position + 1));
+            }
+        }
+    }
+    assert_none(&problems, "paths of one machine mean nothing on another:");
+}
+
+#[test]
+fn shell_scripts_parse() {
+    let mut scripts = files_with_extension("", "sh");
+    scripts.push(PathBuf::from(".ci/run"));
+    let mut problems = Vec::new();
+    for script in scripts {
+        let output = Command::new("bash")
+            .arg("-n")
+            .arg(root().join(&script))
+            .output()
+            .expect("bash runs");
+        if !output.status.success() {
+            problems.push(String::from_utf8_lossy(&output.stderr).into_owned());
+        }
+    }
+    assert_none(&problems, "bash does not understand:");
+}
+
+// ---------------------------------------------------------------------------------------------
+// Documents
+
+#[test]
+fn links_in_documents_resolve() {
+    let mut problems = Vec::new();
+    for path in files_with_extension("", "md") {
+        let text = without_code(&read(&path));
+        for target in link_targets(&text) {
+            if target.contains("://") || target.starts_with("mailto:") {
+                continue;
+            }
+            let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
+            let linked = match file {
+                "" => path.clone(),
+                file => path.parent().unwrap_or(Path::new("")).join(file),
+            };
+            if !root().join(&linked).exists() {
+                problems.push(format!("{}: {target}", path.display()));
+            } else if !anchor.is_empty() && !anchors(&read(&linked)).contains(anchor) {
+                problems.push(format!("{}: no heading for {target}", path.display()));
+            }
+        }
+    }
+    assert_none(&problems, "these links lead nowhere:");
+}
+
+/// Documents that sources and messages name must exist: a user reads such a message in trouble.
+#[test]
+fn documents_that_sources_name_exist() {
+    let mut problems = BTreeSet::new();
+    for path in files_below("") {
+        let is_source = path.extension().is_some_and(|extension| {
+            ["rs", "sh", "toml", "proto"]
+                .iter()
+                .any(|known| extension == *known)
+        });
+        if !is_source || path.ends_with("tests/tidy.rs") {
+            continue;
+        }
+        let text = read(&path);
+        for (start, _) in text.match_indices("docs/") {
+            let name: String = text[start..]
+                .chars()
+                .take_while(|c| c.is_ascii_alphanumeric() || "/-_.".contains(*c))
+                .collect();
+            if name.ends_with(".md") && !root().join(&name).exists() {
+                problems.insert(format!("{} names {name}", path.display()));
+            }
+        }
+    }
+    let problems: Vec<_> = problems.into_iter().collect();
+    assert_none(&problems, "these documents do not exist:");
+}
+
+/// The text without fenced and inline code, which may look like links.
+fn without_code(text: &str) -> String {
+    let mut result = String::new();
+    let mut in_fence = false;
+    for line in text.lines() {
+        if line.trim_start().starts_with("```") {
+            in_fence = !in_fence;
+        } else if !in_fence {
+            let plain: Vec<_> = line.split('`').step_by(2).collect();
+            result.push_str(&plain.join("`"));
+        }
+        result.push('\n');
+    }
+    result
+}
+
+fn link_targets(text: &str) -> Vec<&str> {
+    text.match_indices("](")
+        .filter_map(|(start, _)| {
+            let target = text[start + 2..].split([')', '\n']).next()?;
+            Some(target.split(' ').next().unwrap_or(target))
+        })
+        .collect()
+}
+
+/// The anchors that GitHub gives the headings of a page.
+fn anchors(text: &str) -> BTreeSet<String> {
+    text.lines()
+        .filter_map(|line| Some(line.strip_prefix('#')?.trim_start_matches('#').trim()))
+        .map(|heading| {
+            heading
+                .to_lowercase()
+                .chars()
+                .filter(|c| c.is_alphanumeric() || " -_".contains(*c))
+                .map(|c| if c == ' ' { '-' } else { c })
+                .collect()
+        })
+        .collect()
+}
+
+#[test]
+fn limitations_name_everything_that_an_option_lacks() {
+    let page = read(Path::new("docs/limitations.md")).to_lowercase();
+    let problems: Vec<_> = OPTIONS
+        .iter()
+        .filter_map(|option| match option.status {
+            Status::Later(missing) | Status::Unsupported(missing) => Some((option.name, missing)),
+            Status::Used | Status::Ignored(_) => None,
+        })
+        .filter(|(_, missing)| !page.contains(&missing.to_lowercase()))
+        .map(|(name, missing)| format!("--{name}: {missing}"))
+        .collect();
+    assert_none(
+        &problems,
+        "docs/limitations.md does not say that there is no",
+    );
+}
+
+#[test]
+fn generated_page_of_the_options_is_fresh() {
+    check_page("docs/reference/configuration.md", &config::reference_page());
+}
+
+#[test]
+fn generated_page_of_the_errors_is_fresh() {
+    check_page("docs/reference/errors.md", &errors_page());
+}
+
+fn check_page(path: &str, wanted: &str) {
+    let path = root().join(path);
+    if std::env::var_os("METASTORE_WRITE_PAGES").is_some() {
+        fs::write(&path, wanted).expect("the page can be written");
+        return;
+    }
+    let found = fs::read_to_string(&path).unwrap_or_default();
+    if let Some((line, (found, wanted))) = found
+        .lines()
+        .chain(std::iter::repeat("(end of the page)"))
+        .zip(wanted.lines().chain(std::iter::once("(end of the page)")))
+        .enumerate()
+        .find(|(_, (found, wanted))| found != wanted)
+    {
+        panic!(
+            "{} is stale from line {}: run `make fix`\n found: {found}\nwanted: {wanted}",
+            path.display(),
+            line + 1
+        );
+    }
+}
+
+fn errors_page() -> String {
+    let mut page = String::from(
+        "<!-- Generated from proto/src/error_text.rs by `make fix`; a test fails when it is stale. -->
+
+# Errors
+
+Every error of etcd's gRPC API that MetaStore sends, with its gRPC code and its exact text. Clients such as
+clientv3 recognise an error by its text, so the text is part of the API. The number is that of the gRPC
+code.
+
+| Code | Text |
+|---|---|
+",
+    );
+    for error in EtcdError::ALL {
+        let code = error.code();
+        writeln!(page, "| {code:?} ({}) | `{}` |", code as i32, error.text())
+            .expect("writing to a string never fails");
+    }
+    page
+}
+
+#[test]
+fn the_example_of_a_configuration_file_is_valid() {
+    let path = root().join("examples/metastore.yml");
+    let arguments = [
+        "metastore".as_ref(),
+        "--config-file".as_ref(),
+        path.as_os_str(),
+    ]
+    .map(ToOwned::to_owned);
+    match config::Config::from_process(arguments, []) {
+        Ok(config::Parsed::Start { config, notices }) => {
+            assert!(
+                !notices
+                    .iter()
+                    .any(|notice| notice.message.contains("unknown key")),
+                "{notices:?}"
+            );
+            config
+                .initial_cluster()
+                .expect("the member is part of its cluster");
+        }
+        other => panic!("the example does not start a server: {other:?}"),
+    }
+}
