@@ -7,6 +7,9 @@ SHELL := bash
 
 ENVIRONMENT := source scripts/environment.sh
 
+# The tests start the server as a program, and cargo does not build one package's program for another's tests.
+PREPARE_TESTS := tests/tools/install.sh >/dev/null; cargo build --package metastore-server --bins
+
 .PHONY: help
 help: ## show the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -25,7 +28,7 @@ run-cluster: ## start three members on ports 2379, 2389 and 2399
 
 .PHONY: test
 test: ## run every test; builds etcd's programs once, to compare with
-	@$(ENVIRONMENT); tests/tools/install.sh >/dev/null; cargo test --workspace --no-fail-fast
+	@$(ENVIRONMENT); $(PREPARE_TESTS); cargo test --workspace --no-fail-fast
 
 .PHONY: check
 check: ## format, lints, licences and dependencies; writes nothing
@@ -37,11 +40,11 @@ fix: ## format, apply lints' suggestions, write the generated pages
 
 .PHONY: e2e
 e2e: ## only the tests that start processes
-	@$(ENVIRONMENT); tests/tools/install.sh >/dev/null; cargo test --package metastore-tests --no-fail-fast
+	@$(ENVIRONMENT); $(PREPARE_TESTS); cargo test --package metastore-tests --no-fail-fast
 
 .PHONY: soak
 soak: ## the tests that start processes, again and again: ROUNDS=20
-	@$(ENVIRONMENT); tests/tools/install.sh >/dev/null; for round in $$(seq $${ROUNDS:-20}); do echo "round $$round"; cargo test --package metastore-tests; done
+	@$(ENVIRONMENT); $(PREPARE_TESTS); for round in $$(seq $${ROUNDS:-20}); do echo "round $$round"; cargo test --package metastore-tests; done
 
 .PHONY: bench
 bench: ## measure MetaStore and etcd in turn; takes about an hour

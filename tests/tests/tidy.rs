@@ -497,6 +497,51 @@ fn limitations_name_everything_that_an_option_lacks() {
     );
 }
 
+/// Options that are called used, and the field of `Config` that carries them where the name is another.
+const FIELDS_WITH_OTHER_NAMES: &[(&str, &str)] = &[
+    ("initial-cluster", "initial_cluster"),
+    ("log-level", "log"),
+    ("log-format", "log"),
+    ("log-outputs", "log"),
+    // Only zap's form exists, so nobody has to read it.
+    ("logger", "log"),
+    // No gate has an effect; the table of gates says so for each.
+    ("feature-gates", "log"),
+    ("data-dir", "member_dir"),
+];
+
+#[test]
+fn options_that_are_called_used_reach_the_server() {
+    let server: String = files_with_extension("server/src", "rs")
+        .iter()
+        .filter(|path| !path.starts_with("server/src/config"))
+        .map(|path| read(path))
+        .collect();
+    let problems: Vec<_> = OPTIONS
+        .iter()
+        .filter(|option| option.status == Status::Used)
+        .filter(|option| {
+            let field = FIELDS_WITH_OTHER_NAMES
+                .iter()
+                .find(|(name, _)| *name == option.name)
+                .map_or_else(
+                    || option.name.replace('-', "_"),
+                    |(_, field)| (*field).to_owned(),
+                );
+            // Either read where it stands, or taken out by a pattern.
+            !server.match_indices(&field).any(|(start, _)| {
+                let follows = server[start + field.len()..].chars().next();
+                server[..start].ends_with(['.', ' ', '(']) && !follows.is_some_and(|c| c == '_')
+            })
+        })
+        .map(|option| format!("--{}", option.name))
+        .collect();
+    assert_none(
+        &problems,
+        "the server does not read these; options.rs must say what they do instead:",
+    );
+}
+
 #[test]
 fn generated_page_of_the_options_is_fresh() {
     check_page("docs/reference/configuration.md", &config::reference_page());

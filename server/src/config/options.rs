@@ -265,7 +265,8 @@ pub static OPTIONS: &[OptionSpec] = &{
         O::new(G::Member, "listen-peer-urls", K::Urls, "http://localhost:2380", "URLs to listen on for the other members."),
         O::new(G::Member, "listen-client-urls", K::Urls, "http://localhost:2379", "URLs to listen on for clients: gRPC, and HTTP unless --listen-client-http-urls is given."),
         O::new(G::Member, "listen-client-http-urls", K::Urls, "", "URLs to listen on for HTTP only; HTTP then leaves --listen-client-urls.")
-            .empty("HTTP is served on --listen-client-urls"),
+            .empty("HTTP is served on --listen-client-urls")
+            .unsupported("HTTP on ports of its own"),
         O::new(G::Member, "max-snapshots", K::Unsigned, "5", "Snapshot files to keep.")
             .ignored("there are no snapshot files beside the store"),
         O::new(G::Member, "max-wals", K::Unsigned, "5", "Log files to keep.")
@@ -274,7 +275,8 @@ pub static OPTIONS: &[OptionSpec] = &{
             .ignored("the store does not live in the process's memory"),
         O::new(G::Member, "quota-backend-bytes", K::Signed, "0", "Size of the store above which writes are refused until space is freed.")
             .unit("bytes")
-            .empty("0 = 2 GiB; negative = no limit"),
+            .empty("0 = 2 GiB; negative = no limit")
+            .later("the limit on the size of the store"),
         O::new(G::Member, "backend-bbolt-freelist-type", K::Text, "", "Kind of free list.").ignored(NO_BBOLT),
         O::new(G::Member, "backend-batch-interval", K::Duration, "0s", "Longest time before a commit.").ignored(NO_BBOLT),
         O::new(G::Member, "backend-batch-limit", K::Signed, "0", "Most operations before a commit.").ignored(NO_BBOLT),
@@ -282,15 +284,20 @@ pub static OPTIONS: &[OptionSpec] = &{
         O::new(G::Member, "max-request-bytes", K::Unsigned, "1572864", "Largest request of a client.").unit("bytes"),
         O::new(G::Member, "max-concurrent-streams", K::Unsigned32, "4294967295", "Most streams that one connection may have open.")
             .unit("streams"),
-        O::new(G::Member, "grpc-keepalive-min-time", K::Duration, "5s", "Shortest interval at which a client may ping; faster clients are disconnected."),
+        O::new(G::Member, "grpc-keepalive-min-time", K::Duration, "5s", "Shortest interval at which a client may ping; faster clients are disconnected.")
+            .later("the check of how often clients ping"),
         O::new(G::Member, "grpc-keepalive-interval", K::Duration, "2h0m0s", "Interval at which the server pings idle clients.")
-            .empty("0 = never"),
+            .empty("0 = never")
+            .later("pings of idle clients"),
         O::new(G::Member, "grpc-keepalive-timeout", K::Duration, "20s", "Time after such a ping before the connection is closed.")
-            .empty("0 = never"),
+            .empty("0 = never")
+            .later("pings of idle clients"),
         O::new(G::Member, "socket-reuse-port", K::Boolean, "false", "Set SO_REUSEPORT on listeners.")
-            .in_file("socket-options.reuse-port"),
+            .in_file("socket-options.reuse-port")
+            .unsupported("SO_REUSEPORT"),
         O::new(G::Member, "socket-reuse-address", K::Boolean, "false", "Set SO_REUSEADDR on listeners.")
-            .in_file("socket-options.reuse-address"),
+            .in_file("socket-options.reuse-address")
+            .ignored("listeners always set SO_REUSEADDR"),
         O::new(G::Member, "enable-grpc-gateway", K::Boolean, "true", "Serve the JSON gateway under /v3/.")
             .ignored("there is no JSON gateway yet: /v3/ answers 404 either way"),
         O::new(G::Member, "raft-read-timeout", K::Duration, "5s", "Read timeout of connections between members.")
@@ -382,7 +389,8 @@ pub static OPTIONS: &[OptionSpec] = &{
         O::new(G::Monitoring, "enable-pprof", K::Boolean, "false", "Serve profiles under /debug/pprof/.").later("profiles over HTTP"),
         O::new(G::Monitoring, "metrics", K::Text, "basic", "'basic', or 'extensive' for histograms of gRPC calls.").later("histograms of gRPC calls"),
         O::new(G::Monitoring, "listen-metrics-urls", K::Urls, "", "More URLs to listen on for health and metrics only.")
-            .empty("they are served with the other HTTP endpoints only"),
+            .empty("they are served with the other HTTP endpoints only")
+            .unsupported("health and metrics on ports of their own"),
         // Logging
         O::new(G::Logging, "logger", K::Text, "zap", "Only 'zap': structured lines."),
         O::new(G::Logging, "log-outputs", K::Set, "default", "Where to log: 'default', 'stderr', 'stdout' or paths of files."),
@@ -391,7 +399,8 @@ pub static OPTIONS: &[OptionSpec] = &{
         O::new(G::Logging, "enable-log-rotation", K::Boolean, "false", "Rotate the one log file.").unsupported("log rotation"),
         O::new(G::Logging, "log-rotation-config-json", K::Text, "{\"maxsize\": 100, \"maxage\": 0, \"maxbackups\": 0, \"localtime\": false, \"compress\": false}", "How to rotate.")
             .ignored("it matters only with log rotation, which does not exist yet"),
-        O::new(G::Logging, "warning-unary-request-duration", K::Duration, "300ms", "Unary requests that take longer are logged."),
+        O::new(G::Logging, "warning-unary-request-duration", K::Duration, "300ms", "Unary requests that take longer are logged.")
+            .later("the log of slow requests"),
         // Tracing
         O::new(G::Tracing, "enable-distributed-tracing", K::Boolean, "false", "Send traces to an OpenTelemetry collector.").later("distributed tracing"),
         O::new(G::Tracing, "distributed-tracing-address", K::Text, "localhost:4317", "Address of the collector.").ignored(ONLY_WITH_TRACING),
@@ -409,7 +418,8 @@ pub static OPTIONS: &[OptionSpec] = &{
             .empty("0 = 10 ms"),
         O::new(G::Features, "watch-progress-notify-interval", K::Duration, "0s", "Interval of progress notices to watchers that asked for them; at least 100 ms.")
             .empty("0 = 10 min"),
-        O::new(G::Features, "warning-apply-duration", K::Duration, "100ms", "Requests whose execution takes longer are logged."),
+        O::new(G::Features, "warning-apply-duration", K::Duration, "100ms", "Requests whose execution takes longer are logged.")
+            .later("the log of slow requests"),
         O::new(G::Features, "bootstrap-defrag-threshold-megabytes", K::Unsigned, "0", "Defragment at the start if it frees so much.")
             .unit("MB").ignored("the store compacts its files while it runs"),
         O::new(G::Features, "max-learners", K::Signed, "1", "Most learners that the cluster may have.").unit("members"),
@@ -421,7 +431,8 @@ pub static OPTIONS: &[OptionSpec] = &{
         O::new(G::MetaStore, "client-threads", K::Unsigned, "0", "Threads that serve clients.").unit("threads").empty("0 = as many as there are processors"),
         // Unsafe
         O::new(G::Unsafe, "force-new-cluster", K::Boolean, "false", "Start a cluster of one from the data of a lost one.").unsupported("forcing a new cluster"),
-        O::new(G::Unsafe, "unsafe-no-fsync", K::Boolean, "false", "Do not wait for the disk: a power failure loses acknowledged data."),
+        O::new(G::Unsafe, "unsafe-no-fsync", K::Boolean, "false", "Do not wait for the disk: a power failure loses acknowledged data.")
+            .ignored("every write is synced anyway"),
         // Flags of older versions, which manifests still carry.
         legacy("cluster-active-size", K::Legacy),
         legacy("cluster-remove-delay", K::Legacy),

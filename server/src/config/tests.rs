@@ -451,6 +451,14 @@ fn what_does_not_exist_yet_is_refused_clearly() {
             "--listen-client-urls=https://127.0.0.1:2379 is not supported yet: TLS (docs/limitations.md)",
         ),
         (
+            &["--listen-peer-urls=unix:///run/a"],
+            "--listen-peer-urls=unix:///run/a is not supported yet: Unix sockets (docs/limitations.md)",
+        ),
+        (
+            &["--listen-metrics-urls=http://127.0.0.1:2381"],
+            "--listen-metrics-urls is not supported yet: health and metrics on ports of their own (docs/limitations.md)",
+        ),
+        (
             &["--auth-token=jwt,pub-key=a"],
             "--auth-token is not supported yet: users, roles and tokens (docs/limitations.md)",
         ),
@@ -474,7 +482,7 @@ fn what_does_not_exist_yet_is_refused_clearly() {
 }
 
 #[test]
-fn the_flags_of_kubeadm_without_tls_start_the_server() {
+fn the_flags_of_kubeadm_without_tls_and_metrics_port_start_the_server() {
     let (config, _) = start(
         &[
             "--name=node",
@@ -485,7 +493,6 @@ fn the_flags_of_kubeadm_without_tls_start_the_server() {
             "--initial-advertise-peer-urls=http://10.0.0.1:2380",
             "--initial-cluster=node=http://10.0.0.1:2380",
             "--snapshot-count=10000",
-            "--listen-metrics-urls=http://127.0.0.1:2381",
             "--feature-gates=InitialCorruptCheck=true",
             "--watch-progress-notify-interval=5s",
         ],

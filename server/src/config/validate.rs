@@ -406,10 +406,10 @@ fn check_supported(
                 "client TLS key/cert (--cert-file, --key-file) must be provided for metrics secure url",
             ));
         }
-        refuse_secure(option, &settings.urls(option))?;
+        refuse_unavailable(option, &settings.urls(option))?;
     }
-    refuse_secure("initial-advertise-peer-urls", &advertised.peer_urls)?;
-    refuse_secure("advertise-client-urls", &advertised.client_urls)?;
+    refuse_unavailable("initial-advertise-peer-urls", &advertised.peer_urls)?;
+    refuse_unavailable("advertise-client-urls", &advertised.client_urls)?;
     for (option, value) in settings.changed() {
         if *value == option.default_value() {
             continue;
@@ -446,13 +446,20 @@ fn check_supported(
     Ok(())
 }
 
-fn refuse_secure(option: &str, urls: &[ListenUrl]) -> Result<(), ConfigError> {
-    match urls.iter().find(|url| url.scheme.is_secure()) {
-        Some(url) => Err(ConfigError::invalid(format!(
-            "--{option}={url} is not supported yet: TLS (docs/limitations.md)"
-        ))),
-        None => Ok(()),
+fn refuse_unavailable(option: &str, urls: &[ListenUrl]) -> Result<(), ConfigError> {
+    for url in urls {
+        let missing = if url.scheme.is_secure() {
+            "TLS"
+        } else if url.is_unix() {
+            "Unix sockets"
+        } else {
+            continue;
+        };
+        return Err(ConfigError::invalid(format!(
+            "--{option}={url} is not supported yet: {missing} (docs/limitations.md)"
+        )));
     }
+    Ok(())
 }
 
 fn warn_of_sizes(settings: &Settings, notices: &mut Vec<Notice>) {
