@@ -1,20 +1,42 @@
 //! The handle of a member's consensus.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::entry_log::EntryLog;
 use bytes::Bytes;
+use openraft::Precondition;
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::entry::RaftPayload;
+use openraft::errors::{ClientWriteError, RaftError};
+use openraft::impls::ProgressResponder;
+use openraft::raft::ClientWriteResponse;
+use parking_lot::Mutex;
+use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
 
+use crate::apply::{AppliedClock, FatalReporter};
+use crate::counters::{CounterValues, Counters};
+use crate::entry_log::EntryLog;
 use crate::error::{
-    ChangeError, MembershipChange, PeerError, ProposeError, ReadIndexError, StartError,
-    TransferError,
+    ChangeError, InitializeError, MembershipChange, PeerError, ProposeError, ReadIndexError,
+    StartError, TransferError,
 };
+use crate::leadership::Leadership;
+use crate::node::{Node, Parts, RaftNode};
 use crate::options::ConsensusOptions;
 use crate::peers::{PeerDirectory, PeerHandler};
+use crate::raft_types::{
+    Command, CommittedLeaderId, Membership, Payload, StoredMembership, TypeConfig, membership,
+};
+use crate::read_index::ReadIndexRounds;
 use crate::state_machine::{LogPosition, Reply, StateMachine};
+use crate::transport::tcp::SharedTcpListener;
+use crate::transport::{Connector, Listener, Peers, TcpConnector};
 
 /// The answer to [`Consensus::read_index`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +96,26 @@ pub struct Consensus {
 
 struct Inner {
     options: ConsensusOptions,
+    raft: RaftNode,
+    leadership: Arc<Leadership>,
+    applied: Arc<AppliedClock>,
+    peers: Arc<Peers>,
+    rounds: ReadIndexRounds,
+    counters: Arc<Counters>,
+    fatal: Arc<FatalReporter>,
+    status: watch::Receiver<ConsensusStatus>,
+    log: Arc<dyn EntryLog>,
+    /// Set while this leader may become one of several voters; see
+    /// [`Consensus::sole_voter_read_index`].
+    growing: AtomicBool,
+    /// Ends the Raft thread, also when it is dropped.
+    stop: Mutex<Option<oneshot::Sender<()>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
+
+/// How far behind the target of a leadership transfer may be when the transfer begins. openraft
+/// stops writes until the target has the rest, which must not take longer than an election.
+const TRANSFER_LAG_MAX: u64 = 1000;
 
 impl Consensus {
     /// Starts this member on an own thread. `listeners` are bound peer addresses; none is fine for
@@ -90,20 +131,172 @@ impl Consensus {
         listeners: Vec<TcpListener>,
         handler: Arc<dyn PeerHandler>,
     ) -> Result<Self, StartError> {
-        let _ = (log, state_machine, peers, listeners, handler);
-        Ok(Self {
-            inner: Arc::new(Inner { options }),
+        let parts = Parts {
+            options: options.clone(),
+            log: Arc::new(log),
+            state_machine,
+            directory: peers,
+            handler: handler.clone(),
+            connector: Arc::new(TcpConnector),
+            apply_thread: true,
+        };
+        Self::start_thread(options, parts, move || {
+            listeners
+                .into_iter()
+                .map(|listener| {
+                    listener.set_nonblocking(true)?;
+                    Ok(Box::new(SharedTcpListener {
+                        listener: tokio::net::TcpListener::from_std(listener)?,
+                        handler: handler.clone(),
+                    }) as Box<dyn Listener>)
+                })
+                .collect()
         })
+    }
+
+    /// As [`Self::start`], with connections of another kind than plain TCP. `listeners` is called
+    /// on the Raft thread, inside its runtime.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    #[allow(clippy::too_many_arguments)]
+    pub fn start_with_transport(
+        options: ConsensusOptions,
+        log: impl EntryLog,
+        state_machine: Arc<dyn StateMachine>,
+        peers: Arc<dyn PeerDirectory>,
+        connector: Arc<dyn Connector>,
+        listeners: impl FnOnce() -> io::Result<Vec<Box<dyn Listener>>> + Send + 'static,
+        handler: Arc<dyn PeerHandler>,
+    ) -> Result<Self, StartError> {
+        let parts = Parts {
+            options: options.clone(),
+            log: Arc::new(log),
+            state_machine,
+            directory: peers,
+            handler,
+            connector,
+            apply_thread: true,
+        };
+        Self::start_thread(options, parts, listeners)
+    }
+
+    /// Starts this member in the current runtime without any thread, for simulations: everything
+    /// ends with the runtime, and the state machine is called from its tasks.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_here(
+        options: ConsensusOptions,
+        log: impl EntryLog,
+        state_machine: Arc<dyn StateMachine>,
+        peers: Arc<dyn PeerDirectory>,
+        connector: Arc<dyn Connector>,
+        listeners: Vec<Box<dyn Listener>>,
+        handler: Arc<dyn PeerHandler>,
+    ) -> Result<Self, StartError> {
+        let parts = Parts {
+            options: options.clone(),
+            log: Arc::new(log),
+            state_machine,
+            directory: peers,
+            handler,
+            connector,
+            apply_thread: false,
+        };
+        let node = Node::start(parts, listeners).await?;
+        Ok(Self::from_node(options, node, None, Vec::new()))
+    }
+
+    fn start_thread(
+        options: ConsensusOptions,
+        parts: Parts,
+        listeners: impl FnOnce() -> io::Result<Vec<Box<dyn Listener>>> + Send + 'static,
+    ) -> Result<Self, StartError> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .thread_name("raft-blocking")
+            .build()?;
+        let (started, start) = std::sync::mpsc::sync_channel(1);
+        let (stop, stopped) = oneshot::channel::<()>();
+        let thread = std::thread::Builder::new()
+            .name("raft".into())
+            .spawn(move || {
+                runtime.block_on(async move {
+                    let node = match listeners() {
+                        Ok(listeners) => Node::start(parts, listeners).await,
+                        Err(error) => Err(error.into()),
+                    };
+                    let failed = node.is_err();
+                    // The receiver waits until it got this.
+                    let _ = started.send(node);
+                    if !failed {
+                        // Told to stop, or the last handle was dropped.
+                        let _ = stopped.await;
+                    }
+                });
+                // Blocking jobs (a snapshot that is being built) are left to themselves.
+                runtime.shutdown_background();
+            })?;
+        let mut node = start
+            .recv()
+            .map_err(|_| StartError::Storage("the raft thread panicked".into()))??;
+        let mut threads = vec![thread];
+        threads.extend(node.apply_thread.take());
+        Ok(Self::from_node(options, node, Some(stop), threads))
+    }
+
+    fn from_node(
+        options: ConsensusOptions,
+        node: Node,
+        stop: Option<oneshot::Sender<()>>,
+        threads: Vec<JoinHandle<()>>,
+    ) -> Self {
+        let Node {
+            raft,
+            leadership,
+            applied,
+            peers,
+            rounds,
+            counters,
+            fatal,
+            status,
+            log,
+            apply_thread: _,
+        } = node;
+        Self {
+            inner: Arc::new(Inner {
+                options,
+                raft,
+                leadership,
+                applied,
+                peers,
+                rounds,
+                counters,
+                fatal,
+                status,
+                log,
+                growing: AtomicBool::new(false),
+                stop: Mutex::new(stop),
+                threads: Mutex::new(threads),
+            }),
+        }
     }
 
     /// Makes the first membership of a new cluster. Called with the same voters on each of them;
     /// no effect on a member that has a log.
     ///
     /// # Errors
-    /// [`ProposeError::Stopped`] only.
-    pub async fn initialize(&self, voters: BTreeSet<u64>) -> Result<(), ProposeError> {
-        let _ = voters;
-        Err(ProposeError::Stopped)
+    /// See [`InitializeError`].
+    pub async fn initialize(&self, voters: BTreeSet<u64>) -> Result<(), InitializeError> {
+        use openraft::errors::InitializeError as RaftInitializeError;
+        match self.inner.raft.initialize(voters).await {
+            Ok(()) | Err(RaftError::APIError(RaftInitializeError::NotAllowed(_))) => Ok(()),
+            Err(RaftError::APIError(RaftInitializeError::NotInMembers(_))) => {
+                Err(InitializeError::NotAMember)
+            }
+            Err(RaftError::Fatal(_)) => Err(InitializeError::Stopped),
+        }
     }
 
     /// Proposes a command; returns what the state machine made of it, after it was applied here.
@@ -112,8 +305,14 @@ impl Consensus {
     /// # Errors
     /// See [`ProposeError`].
     pub async fn propose(&self, command: Bytes) -> Result<Reply, ProposeError> {
-        let _ = command;
-        Err(ProposeError::Stopped)
+        let inner = &*self.inner;
+        let pending = Pending::start(&inner.counters);
+        if !inner.leadership.role().leads {
+            // Most proposals of a follower end here, without troubling the core.
+            return Err(self.not_leader());
+        }
+        let result = inner.raft.client_write(Command(command)).await;
+        pending.end(self.propose_result(result))
     }
 
     /// As [`Self::propose`], but only while this member leads in `term`.
@@ -121,8 +320,58 @@ impl Consensus {
     /// # Errors
     /// [`ProposeError::NotLeader`] also when this member leads in another term.
     pub async fn propose_in_term(&self, command: Bytes, term: u64) -> Result<Reply, ProposeError> {
-        let _ = (command, term);
-        Err(ProposeError::Stopped)
+        let inner = &*self.inner;
+        let pending = Pending::start(&inner.counters);
+        let (responder, result) = ProgressResponder::<TypeConfig, _>::complete_only();
+        inner
+            .raft
+            .write(Command(command))
+            .with_leader(CommittedLeaderId::new(term))
+            .responder(responder)
+            .await
+            .map_err(|_| ProposeError::Stopped)?;
+        let result = match result.await {
+            Ok(result) => result.map_err(RaftError::APIError),
+            // Dropped by a core that stops.
+            Err(_) => return Err(ProposeError::Stopped),
+        };
+        pending.end(self.propose_result(result))
+    }
+
+    fn propose_result(
+        &self,
+        result: Result<
+            ClientWriteResponse<TypeConfig>,
+            RaftError<TypeConfig, ClientWriteError<TypeConfig>>,
+        >,
+    ) -> Result<Reply, ProposeError> {
+        match result {
+            Ok(response) => response.data.0.ok_or(ProposeError::Unknown),
+            Err(RaftError::Fatal(_)) => Err(ProposeError::Stopped),
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => {
+                Err(self.not_leader())
+            }
+            Err(RaftError::APIError(
+                ClientWriteError::LogEntryDiscarded(_)
+                | ClientWriteError::ChangeMembershipError(_)
+                | ClientWriteError::PreconditionFailed(_),
+            )) => Err(ProposeError::Unknown),
+        }
+    }
+
+    fn not_leader(&self) -> ProposeError {
+        ProposeError::NotLeader {
+            leader: self.other_leader(),
+        }
+    }
+
+    /// The leader to send somebody to. Never this member: it has just refused, because it is about
+    /// to lose or to hand over its leadership.
+    fn other_leader(&self) -> Option<u64> {
+        self.inner
+            .leadership
+            .leader()
+            .filter(|leader| *leader != self.inner.options.member_id)
     }
 
     /// Changes the membership by one member; `command` is handed to the state machine in the same
@@ -135,8 +384,58 @@ impl Consensus {
         change: MembershipChange,
         command: Bytes,
     ) -> Result<Reply, ChangeError> {
-        let _ = (change, command);
-        Err(ChangeError::Stopped)
+        let inner = &*self.inner;
+        let pending = Pending::start(&inner.counters);
+        if !inner.leadership.role().leads {
+            return Err(ChangeError::NotLeader {
+                leader: self.other_leader(),
+            });
+        }
+        let before = inner.leadership.membership();
+        let after = change.apply(&before)?;
+        let payload = if command.is_empty() {
+            Payload::blank()
+        } else {
+            Payload::normal(Command(command))
+        };
+        let unchanged = Precondition::LastMembershipLogId {
+            last_membership_log_id: *before.log_id(),
+        };
+        if after.voter_ids().count() > 1 {
+            inner.growing.store(true, Ordering::SeqCst);
+        }
+        let changed = inner.raft.append_membership(after, payload, [unchanged]);
+        match tokio::time::timeout(inner.options.change_timeout, changed).await {
+            Ok(result) => pending.end(self.change_result(result)),
+            Err(_) => Err(ChangeError::TimedOut),
+        }
+    }
+
+    fn change_result(
+        &self,
+        result: Result<
+            ClientWriteResponse<TypeConfig>,
+            RaftError<TypeConfig, ClientWriteError<TypeConfig>>,
+        >,
+    ) -> Result<Reply, ChangeError> {
+        match result {
+            Ok(response) => response.data.0.ok_or(ChangeError::Unknown),
+            Err(RaftError::Fatal(_)) => Err(ChangeError::Stopped),
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => {
+                Err(ChangeError::NotLeader {
+                    leader: self.other_leader(),
+                })
+            }
+            Err(RaftError::APIError(ClientWriteError::LogEntryDiscarded(_))) => {
+                Err(ChangeError::Unknown)
+            }
+            // The membership was changed since it was looked at, or its last change or this
+            // leader's first entry is not committed.
+            Err(RaftError::APIError(
+                ClientWriteError::PreconditionFailed(_)
+                | ClientWriteError::ChangeMembershipError(_),
+            )) => Err(ChangeError::InProgress),
+        }
     }
 
     /// Confirms with a majority how far a linearizable read must see. Works on every member:
@@ -145,54 +444,182 @@ impl Consensus {
     /// # Errors
     /// See [`ReadIndexError`]; the caller retries within its own deadline.
     pub async fn read_index(&self) -> Result<ReadIndex, ReadIndexError> {
-        Err(ReadIndexError::Stopped)
+        if let Some(read) = self.sole_voter_read_index() {
+            return Ok(read);
+        }
+        self.inner.rounds.join().await
+    }
+
+    /// The read index of a leader without other voters: nobody else can have committed anything.
+    ///
+    /// Every acknowledged write was applied here before it was acknowledged, so what is applied
+    /// now is enough, once an entry of the own term is (entries of earlier terms may have been
+    /// acknowledged before a restart).
+    ///
+    /// The role is a copy that the core updates between messages. It would be dangerous only if
+    /// another voter were added, elected and had committed something between two updates; so
+    /// nothing is answered here from the moment on at which voters are added.
+    fn sole_voter_read_index(&self) -> Option<ReadIndex> {
+        let inner = &*self.inner;
+        if inner.growing.load(Ordering::SeqCst) {
+            return None;
+        }
+        let role = inner.leadership.role();
+        let applied = inner.applied.position()?;
+        (role.sole_voter && applied.term == role.term).then_some(ReadIndex {
+            index: Some(applied),
+            term: role.term,
+        })
     }
 
     /// Waits until everything up to `position` was applied here. Never ends when consensus stops
     /// before; bound it with a time-out.
     pub async fn wait_applied(&self, position: Option<LogPosition>) {
-        let _ = position;
+        if let Some(position) = position {
+            self.inner.applied.wait(position.index).await;
+        }
     }
 
     /// Index of the last applied entry; 0 when nothing was applied.
     pub fn applied_index(&self) -> u64 {
-        0
+        self.inner.applied.index().unwrap_or(0)
     }
 
     /// Index of the last entry known to be committed; 0 when there is none.
     pub fn committed_index(&self) -> u64 {
-        0
+        let committed = self.inner.leadership.committed();
+        committed.map_or(0, |position| position.index)
     }
 
-    /// Highest term seen. One atomic read.
+    /// Highest term seen. Some tens of nanoseconds.
     pub fn term(&self) -> u64 {
-        0
+        self.inner.leadership.role().term
+    }
+
+    /// The leader with whom there is contact, as in [`ConsensusStatus::leader`], without copying
+    /// the rest.
+    pub fn leader(&self) -> Option<u64> {
+        self.inner.leadership.leader()
+    }
+
+    /// Whether this member leads and is in contact with a majority.
+    pub fn is_leader(&self) -> bool {
+        self.leader() == Some(self.inner.options.member_id)
     }
 
     /// What this member knows about the cluster now. Copies the member lists; hot paths use
-    /// [`Self::term`], [`Self::applied_index`] and [`Self::committed_index`].
+    /// [`Self::term`], [`Self::leader`], [`Self::applied_index`] and [`Self::committed_index`].
     pub fn status(&self) -> ConsensusStatus {
-        ConsensusStatus::default()
+        self.inner.leadership.status()
     }
 
     /// The status as it changes: at once when the leader, the term or the members change, else
     /// once per heartbeat interval.
-    pub fn watch_status(&self) -> tokio::sync::watch::Receiver<ConsensusStatus> {
-        tokio::sync::watch::channel(ConsensusStatus::default()).1
+    pub fn watch_status(&self) -> watch::Receiver<ConsensusStatus> {
+        self.inner.status.clone()
     }
 
     /// How far the other members are; empty unless this member leads.
     pub fn progress(&self) -> Vec<PeerProgress> {
-        Vec::new()
+        self.inner.leadership.progress()
     }
 
-    /// Makes the voter `to` the leader; returns when it is. Waits until it has the whole log first.
+    /// Numbers for metrics.
+    pub fn counters(&self) -> CounterValues {
+        self.inner.counters.read()
+    }
+
+    /// Makes the voter `to` the leader; returns when it is. Waits until it has almost the whole
+    /// log first. No effect when `to` is this leader.
     ///
     /// # Errors
     /// See [`TransferError`].
     pub async fn transfer_leader(&self, to: u64, timeout: Duration) -> Result<(), TransferError> {
-        let _ = (to, timeout);
-        Err(TransferError::Stopped)
+        let inner = &*self.inner;
+        let started = Instant::now();
+        if !inner.leadership.role().leads {
+            return Err(TransferError::NotLeader {
+                leader: self.other_leader(),
+            });
+        }
+        if to == inner.options.member_id {
+            return Ok(());
+        }
+        let voters: BTreeSet<u64> = inner.leadership.membership().voter_ids().collect();
+        if !voters.contains(&to) {
+            return Err(TransferError::BadTarget(to));
+        }
+        match tokio::time::timeout(timeout, self.caught_up(to)).await {
+            Ok(result) => result?,
+            Err(_) => return Err(TransferError::TimedOut(timeout)),
+        }
+        inner
+            .raft
+            .trigger()
+            .transfer_leader(to)
+            .await
+            .map_err(|_| TransferError::Stopped)?;
+        let left = timeout.saturating_sub(started.elapsed());
+        match tokio::time::timeout(left, self.led_by(to)).await {
+            Ok(result) => result,
+            Err(_) => {
+                // openraft does not give a transfer up: it would refuse writes until somebody is
+                // elected, so this member stands for election itself.
+                if inner.leadership.role().leader == Some(inner.options.member_id) {
+                    tracing::warn!(
+                        to = format_args!("{to:x}"),
+                        "the transfer of the leadership failed; electing again"
+                    );
+                    let _ = inner.raft.trigger().elect(false).await;
+                }
+                Err(TransferError::TimedOut(timeout))
+            }
+        }
+    }
+
+    /// Waits until a voter that answers has almost the whole log.
+    async fn caught_up(&self, member: u64) -> Result<(), TransferError> {
+        let inner = &*self.inner;
+        let mut changes = inner.raft.data_metrics();
+        loop {
+            if !inner.leadership.role().leads {
+                return Err(TransferError::NotLeader {
+                    leader: self.other_leader(),
+                });
+            }
+            let progress = self.progress().into_iter().find(|peer| peer.id == member);
+            let Some(progress) = progress else {
+                return Err(TransferError::BadTarget(member));
+            };
+            if progress
+                .last_contact
+                .is_none_or(|age| age > inner.options.election_timeout)
+            {
+                return Err(TransferError::Unreachable(member));
+            }
+            let last = inner.leadership.last_log().map_or(0, |last| last.index);
+            if progress
+                .matched
+                .is_some_and(|matched| matched.index + TRANSFER_LAG_MAX >= last)
+            {
+                return Ok(());
+            }
+            changes
+                .changed()
+                .await
+                .map_err(|_| TransferError::Stopped)?;
+        }
+    }
+
+    async fn led_by(&self, member: u64) -> Result<(), TransferError> {
+        let mut changes = self.inner.raft.server_metrics();
+        while self.inner.leadership.role().leader != Some(member) {
+            changes
+                .changed()
+                .await
+                .map_err(|_| TransferError::Stopped)?;
+        }
+        Ok(())
     }
 
     /// Calls [`PeerHandler::call`] of another member. Calls are pipelined on one connection.
@@ -207,13 +634,103 @@ impl Consensus {
         body: Bytes,
         deadline: Duration,
     ) -> Result<Bytes, PeerError> {
-        let _ = (to, method, body, deadline);
-        Err(PeerError::Stopped)
+        self.inner.peers.call(to, method, body, deadline).await
     }
 
     /// Stops the core, the peers and the apply thread, and closes the log. Does not hand over the
-    /// leadership.
+    /// leadership. Calls that are under way answer `Stopped`.
     pub async fn shutdown(&self) {
-        let _ = &self.inner.options;
+        let inner = &*self.inner;
+        inner.fatal.disarm();
+        if let Err(error) = inner.raft.shutdown().await {
+            tracing::warn!(%error, "the consensus core did not end well");
+        }
+        // A receiver that is gone has stopped already.
+        drop(inner.stop.lock().take());
+        let threads = std::mem::take(&mut *inner.threads.lock());
+        let log = inner.log.clone();
+        let joined = tokio::task::spawn_blocking(move || {
+            for thread in threads {
+                if thread.join().is_err() {
+                    tracing::error!("a consensus thread panicked");
+                }
+            }
+            log.close();
+        });
+        if joined.await.is_err() {
+            tracing::error!("cannot close the log");
+        }
+    }
+}
+
+/// Counts a proposal that has no result yet.
+struct Pending<'a> {
+    counters: &'a Counters,
+    succeeded: bool,
+}
+
+impl<'a> Pending<'a> {
+    fn start(counters: &'a Counters) -> Self {
+        counters.proposals.fetch_add(1, Ordering::Relaxed);
+        counters.proposals_pending.fetch_add(1, Ordering::Relaxed);
+        Self {
+            counters,
+            succeeded: false,
+        }
+    }
+
+    fn end<T, E>(mut self, result: Result<T, E>) -> Result<T, E> {
+        self.succeeded = result.is_ok();
+        result
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        self.counters
+            .proposals_pending
+            .fetch_sub(1, Ordering::Relaxed);
+        if !self.succeeded {
+            self.counters
+                .proposals_failed
+                .fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl MembershipChange {
+    /// The membership after this change, if it is one.
+    fn apply(self, before: &StoredMembership) -> Result<Membership, ChangeError> {
+        let mut voters: BTreeSet<u64> = before.voter_ids().collect();
+        let mut learners: BTreeSet<u64> = before.membership().learner_ids().collect();
+        let exists = |member| voters.contains(&member) || learners.contains(&member);
+        match self {
+            Self::AddLearner(member) | Self::AddVoter(member) if exists(member) => {
+                return Err(ChangeError::Exists(member));
+            }
+            Self::Promote(member) | Self::Remove(member) if !exists(member) => {
+                return Err(ChangeError::NotFound(member));
+            }
+            Self::AddLearner(member) => {
+                learners.insert(member);
+            }
+            Self::AddVoter(member) => {
+                voters.insert(member);
+            }
+            Self::Promote(member) => {
+                if !learners.remove(&member) {
+                    return Err(ChangeError::NotLearner(member));
+                }
+                voters.insert(member);
+            }
+            Self::Remove(member) => {
+                learners.remove(&member);
+                voters.remove(&member);
+                if voters.is_empty() {
+                    return Err(ChangeError::LastVoter);
+                }
+            }
+        }
+        Ok(membership(voters, &learners))
     }
 }

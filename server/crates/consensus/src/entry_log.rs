@@ -2,7 +2,7 @@
 
 use std::io;
 
-use metastore_raft_log::api_sketch::{Completion, LogEntry, LogPosition, LogState};
+use metastore_raft_log::{Completion, LogEntry, LogPosition, LogState, RaftLog};
 
 /// An ordered, durable log of entries and votes; [`metastore_raft_log`] is the real one.
 ///
@@ -28,4 +28,38 @@ pub trait EntryLog: Send + Sync + 'static {
     fn read(&self, from: u64, to: u64, max_bytes: usize) -> io::Result<Vec<LogEntry>>;
     /// Flushes and ends the log's threads.
     fn close(&self);
+}
+
+impl EntryLog for RaftLog {
+    fn state(&self) -> LogState {
+        self.state()
+    }
+
+    fn append(&self, entries: Vec<LogEntry>, done: Completion) {
+        self.append(entries, done);
+    }
+
+    fn save_vote(&self, vote: bytes::Bytes, done: Completion) {
+        self.save_vote(vote, done);
+    }
+
+    fn save_committed(&self, committed: LogPosition) {
+        self.save_committed(committed);
+    }
+
+    fn truncate_after(&self, last_kept: Option<LogPosition>, done: Completion) {
+        self.truncate_after(last_kept, done);
+    }
+
+    fn purge(&self, up_to: LogPosition, done: Completion) {
+        self.purge(up_to, done);
+    }
+
+    fn read(&self, from: u64, to: u64, max_bytes: usize) -> io::Result<Vec<LogEntry>> {
+        self.read(from, to, max_bytes).map_err(io::Error::other)
+    }
+
+    fn close(&self) {
+        self.close();
+    }
 }

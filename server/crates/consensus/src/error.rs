@@ -16,6 +16,17 @@ pub enum StartError {
     Runtime(#[from] std::io::Error),
 }
 
+/// Why the first membership could not be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InitializeError {
+    /// This member is not among the voters.
+    #[error("this member is not among the first voters")]
+    NotAMember,
+    /// This member's consensus has stopped.
+    #[error("consensus has stopped")]
+    Stopped,
+}
+
 /// Why a proposal has no result.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProposeError {
