@@ -1,0 +1,310 @@
+//! Watchers that are behind read the history, together where they can.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use metastore_store::EngineError;
+use parking_lot::{Mutex, MutexGuard};
+
+use crate::chunk::{Chunk, ChunkBuilder};
+use crate::core::{Core, EventEncoder, RESPONSE_REVISIONS_MAX, Watcher, WatcherState};
+use crate::event::RevisionEvents;
+use crate::history::{History, HistoryError};
+use crate::index::Index;
+use crate::selector::Selector;
+use crate::slab::SlabKey;
+
+/// Watchers that share one scan, as in etcd.
+const WATCHERS_PER_SCAN_MAX: usize = 512;
+
+/// Revisions from the ring that are handled without giving the lock away. With this the last step
+/// before a watcher is synced cannot be overtaken by new changes for ever.
+const LOCKED_REVISIONS_MAX: usize = 64;
+
+/// Watchers that wait for their turn: first come, first served, and by revision to find company.
+#[derive(Debug, Default)]
+pub(crate) struct CatchUpQueue {
+    order: BTreeMap<u64, SlabKey>,
+    by_next: BTreeSet<(i64, u64)>,
+    next_ticket: u64,
+}
+
+impl CatchUpQueue {
+    pub(crate) fn push(&mut self, watcher: SlabKey, next: i64) -> u64 {
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        self.order.insert(ticket, watcher);
+        self.by_next.insert((next, ticket));
+        ticket
+    }
+
+    pub(crate) fn remove(&mut self, next: i64, ticket: u64) {
+        self.order.remove(&ticket);
+        self.by_next.remove(&(next, ticket));
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+
+    fn first(&self) -> Option<SlabKey> {
+        self.order.first_key_value().map(|(_, key)| *key)
+    }
+
+    /// Watchers whose next revision is in `from..to`, by revision.
+    fn company(&self, from: i64, to: i64) -> Vec<SlabKey> {
+        self.by_next
+            .range((from, 0)..(to, 0))
+            .take(WATCHERS_PER_SCAN_MAX)
+            .map(|(_, ticket)| self.order[ticket])
+            .collect()
+    }
+}
+
+/// One scan for some watchers.
+struct Plan {
+    epoch: u64,
+    history: Arc<dyn History>,
+    from: i64,
+    /// Last revision to read: what new changes do not bring by themselves.
+    to: i64,
+    bytes_max: usize,
+    source: Source,
+    readers: Vec<PlanReader>,
+    groups: Vec<PlanGroup>,
+    index: Index<usize>,
+}
+
+enum Source {
+    Ring {
+        revisions: Vec<Arc<RevisionEvents>>,
+        next: i64,
+    },
+    Store,
+}
+
+struct PlanReader {
+    watcher: SlabKey,
+    ticket: u64,
+    next: i64,
+    group: usize,
+}
+
+struct PlanGroup {
+    selector: Selector,
+    builder: ChunkBuilder,
+}
+
+/// What a scan gave: a chunk for each group, and the first revision that is not in them.
+struct Scanned {
+    chunks: Vec<Chunk>,
+    next: i64,
+}
+
+/// Takes the watcher that waits longest and those near it one step further. False when nobody
+/// waits.
+pub(crate) fn step(core: &Mutex<Core>) -> Result<bool, EngineError> {
+    let mut core = core.lock();
+    let Some(mut plan) = plan(&mut core) else {
+        return Ok(false);
+    };
+    let short = matches!(&plan.source, Source::Ring { revisions, .. } if revisions.len() <= LOCKED_REVISIONS_MAX);
+    let scanned = if short {
+        plan.scan()
+    } else {
+        MutexGuard::unlocked(&mut core, || plan.scan())
+    };
+    match scanned {
+        Ok(scanned) => finish(&mut core, &plan, &scanned),
+        Err(HistoryError::Compacted) => finish_compacted(&mut core, &plan),
+        Err(HistoryError::Engine(error)) => return Err(error),
+    }
+    Ok(true)
+}
+
+/// Decides who reads what next. Watchers that need no reading are synced or canceled on the way.
+fn plan(core: &mut Core) -> Option<Plan> {
+    let from = loop {
+        let first = core.catch_up.first()?;
+        let WatcherState::Queued { next, ticket } = core.watchers[first].state else {
+            unreachable!("watchers in the queue are queued");
+        };
+        let compact_revision = core.history.compact_revision();
+        if next > core.processed {
+            core.catch_up.remove(next, ticket);
+            core.sync(first, next);
+        } else if !core.ring.covers(next) && next < compact_revision {
+            core.catch_up.remove(next, ticket);
+            core.cancel_compacted(first, compact_revision);
+        } else {
+            break next;
+        }
+    };
+    let to = core.processed.min(from + RESPONSE_REVISIONS_MAX as i64 - 1);
+    let bytes_max = core.options.chunk_bytes_max();
+    let source = if core.ring.covers(from) {
+        let (revisions, next) = core.ring.read(from, to, bytes_max);
+        Source::Ring { revisions, next }
+    } else {
+        Source::Store
+    };
+    let mut plan = Plan {
+        epoch: core.epoch,
+        history: Arc::clone(&core.history),
+        from,
+        to,
+        bytes_max,
+        source,
+        readers: Vec::new(),
+        groups: Vec::new(),
+        index: Index::new(),
+    };
+    let mut group_of = HashMap::new();
+    for key in core.catch_up.company(from, to + 1) {
+        let Watcher { state, group, .. } = core.watchers[key];
+        let WatcherState::Queued { next, ticket } = state else {
+            unreachable!("watchers in the queue are queued");
+        };
+        core.catch_up.remove(next, ticket);
+        core.watchers[key].state = WatcherState::Reading { next, ticket };
+        let group = *group_of
+            .entry(group)
+            .or_insert_with(|| plan.add_group(core.groups[group].selector.clone()));
+        plan.readers.push(PlanReader {
+            watcher: key,
+            ticket,
+            next,
+            group,
+        });
+    }
+    Some(plan)
+}
+
+impl Plan {
+    fn add_group(&mut self, selector: Selector) -> usize {
+        let group = self.groups.len();
+        self.index.insert(&selector.range, group);
+        self.groups.push(PlanGroup {
+            selector,
+            builder: ChunkBuilder::default(),
+        });
+        group
+    }
+
+    fn scan(&mut self) -> Result<Scanned, HistoryError> {
+        let compact_revision = self.history.compact_revision();
+        let next = match std::mem::replace(&mut self.source, Source::Store) {
+            Source::Ring { revisions, next } => {
+                for revision in &revisions {
+                    self.collect(revision, compact_revision)?;
+                }
+                next
+            }
+            Source::Store => {
+                let with_previous = self.groups.iter().any(|group| group.selector.previous);
+                let scan = self.history.events(
+                    self.from,
+                    self.to,
+                    self.bytes_max,
+                    &|key| self.index.matches(key),
+                    with_previous,
+                )?;
+                for revision in &scan.batches {
+                    self.collect(revision, compact_revision)?;
+                }
+                // While the scan ran a compaction may have begun to delete what it had to read.
+                if self.from < self.history.compact_revision() {
+                    return Err(HistoryError::Compacted);
+                }
+                scan.next
+            }
+        };
+        let chunks = self
+            .groups
+            .iter_mut()
+            .map(|group| group.builder.finish())
+            .collect();
+        Ok(Scanned { chunks, next })
+    }
+
+    fn collect(
+        &mut self,
+        revision: &RevisionEvents,
+        compact_revision: i64,
+    ) -> Result<(), EngineError> {
+        let Self {
+            history,
+            groups,
+            index,
+            ..
+        } = self;
+        for event in &revision.events {
+            let mut encoder = EventEncoder::new(event, Some(compact_revision));
+            let mut failure = None;
+            index.matching(&event.key, |group| {
+                let group = &mut groups[group];
+                if !group.selector.lets_through(event) {
+                    return;
+                }
+                match encoder.get(group.selector.previous, history.as_ref()) {
+                    Ok(encoded) => group.builder.push(revision.revision, encoded),
+                    Err(error) => failure = Some(error),
+                }
+            });
+            if let Some(error) = failure {
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Hands out what was read, to the watchers that still want it.
+fn finish(core: &mut Core, plan: &Plan, scanned: &Scanned) {
+    for reader in &plan.readers {
+        if !still_reading(core, reader) {
+            continue;
+        }
+        if core.epoch != plan.epoch {
+            core.enqueue(reader.watcher, reader.next);
+            continue;
+        }
+        let events = scanned.chunks[reader.group].since(reader.next);
+        if !events.is_empty() && !core.push_history(reader.watcher, scanned.next - 1, events) {
+            core.pause(reader.watcher, reader.next);
+            continue;
+        }
+        let next = scanned.next.max(reader.next);
+        if next > core.processed {
+            core.sync(reader.watcher, next);
+        } else {
+            core.enqueue(reader.watcher, next);
+        }
+    }
+}
+
+/// The history does not reach back to the start of the plan any more.
+fn finish_compacted(core: &mut Core, plan: &Plan) {
+    let compact_revision = core.history.compact_revision();
+    for reader in &plan.readers {
+        if !still_reading(core, reader) {
+            continue;
+        }
+        if core.epoch == plan.epoch && reader.next < compact_revision {
+            core.cancel_compacted(reader.watcher, compact_revision);
+        } else {
+            core.enqueue(reader.watcher, reader.next);
+        }
+    }
+}
+
+/// Whether the watcher was neither removed nor moved since the plan.
+fn still_reading(core: &Core, reader: &PlanReader) -> bool {
+    let expected = WatcherState::Reading {
+        next: reader.next,
+        ticket: reader.ticket,
+    };
+    core.watchers
+        .get(reader.watcher)
+        .is_some_and(|watcher| watcher.state == expected)
+}
