@@ -32,6 +32,8 @@ as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi
 }
 
+is_offered() { apt-cache policy "$1" 2>/dev/null | grep -q 'Candidate: [0-9]'; }
+
 give_up() {
     say "cargo $minimum or newer is needed and was not found; found: $(cargo --version 2>/dev/null || echo none)."
     say "Install it from https://rustup.rs, or with the package 'rustup' of your distribution, then run make again."
@@ -42,11 +44,11 @@ rustup=$(command -v rustup || true)
 [ -n "$rustup" ] || { [ -x "$home_bin/rustup" ] && rustup=$home_bin/rustup; } || true
 if [ -z "$rustup" ]; then
     command -v apt-get >/dev/null || give_up
-    if ! apt-cache show rustup >/dev/null 2>&1; then
+    if ! is_offered rustup; then
         say "updating the package lists, to look for the package rustup"
         as_root apt-get update -qq >&2 || give_up
     fi
-    apt-cache show rustup >/dev/null 2>&1 || give_up
+    is_offered rustup || give_up
     say "installing the package rustup"
     as_root apt-get install -y -qq --no-install-recommends rustup >&2 || give_up
     rustup=$(command -v rustup) || give_up

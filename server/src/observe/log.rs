@@ -220,7 +220,12 @@ impl Sink {
                     .create(true)
                     .append(true)
                     .open(path)
-                    .map(Output::File),
+                    .map(Output::File)
+                    .map_err(|error| {
+                        // The system's text does not say which file.
+                        let text = format!("open log output {}: {error}", path.display());
+                        std::io::Error::new(error.kind(), text)
+                    }),
             })
             .collect::<Result<_, _>>()?;
         Ok(Self {
