@@ -505,8 +505,6 @@ const FIELDS_WITH_OTHER_NAMES: &[(&str, &str)] = &[
     ("log-outputs", "log"),
     // Only zap's form exists, so nobody has to read it.
     ("logger", "log"),
-    // No gate has an effect; the table of gates says so for each.
-    ("feature-gates", "log"),
     ("data-dir", "member_dir"),
 ];
 

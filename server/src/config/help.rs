@@ -119,9 +119,7 @@ fn sentence(option: &OptionSpec) -> String {
     if !option.unit.is_empty() {
         write!(text, " Unit: {}.", option.unit).expect("writing to a string never fails");
     }
-    if !option.empty.is_empty() {
-        write!(text, " Empty or 0: {}.", option.empty).expect("writing to a string never fails");
-    }
+    text.push_str(&meaning_of_empty(option));
     match option.status {
         Status::Used => {}
         Status::Ignored(_) => text.push_str(" Accepted without effect."),
@@ -129,6 +127,16 @@ fn sentence(option: &OptionSpec) -> String {
         Status::Unsupported(_) => text.push_str(" Not supported yet."),
     }
     text
+}
+
+/// What 0 or the empty value means, as a sentence with a space in front; empty where it says nothing.
+fn meaning_of_empty(option: &OptionSpec) -> String {
+    match option.empty {
+        "" => String::new(),
+        // It names the value itself, for example `0 = never`.
+        meaning if meaning.contains(" = ") => format!(" {meaning}."),
+        meaning => format!(" Empty = {meaning}."),
+    }
 }
 
 fn table_row(option: &OptionSpec) -> String {
@@ -150,10 +158,7 @@ fn table_row(option: &OptionSpec) -> String {
         Status::Later(missing) => ("not yet", format!(" *Missing: {missing}.*")),
         Status::Unsupported(missing) => ("refused", format!(" *Missing: {missing}.*")),
     };
-    let empty = match option.empty {
-        "" => String::new(),
-        meaning => format!(" Empty or 0: {meaning}."),
-    };
+    let empty = meaning_of_empty(option);
     format!(
         "| {name} | {holds} | {default} | {effect} | {}{empty}{reason} |",
         option.help

@@ -272,7 +272,7 @@ pub static OPTIONS: &[OptionSpec] = &{
         O::new(G::Member, "max-wals", K::Unsigned, "5", "Log files to keep.")
             .ignored("the log keeps what --snapshot-catchup-entries asks for and recycles the rest"),
         O::new(G::Member, "memory-mlock", K::Boolean, "false", "Keep the program's memory from being swapped out.")
-            .ignored("the store does not live in the process's memory"),
+            .later("locking of memory"),
         O::new(G::Member, "quota-backend-bytes", K::Signed, "0", "Size of the store above which writes are refused until space is freed.")
             .unit("bytes")
             .empty("0 = 2 GiB; negative = no limit")
@@ -304,7 +304,8 @@ pub static OPTIONS: &[OptionSpec] = &{
             .ignored("every call between members has a deadline of its own"),
         O::new(G::Member, "raft-write-timeout", K::Duration, "5s", "Write timeout of connections between members.")
             .ignored("every call between members has a deadline of its own"),
-        O::new(G::Member, FEATURE_GATES_OPTION, K::FeatureGates, "", "Switches for features that are not settled."),
+        O::new(G::Member, FEATURE_GATES_OPTION, K::FeatureGates, "", "Switches for features that are not settled.")
+            .ignored("no gate has an effect; the table of gates says why"),
         // Clustering
         O::new(G::Clustering, "initial-advertise-peer-urls", K::Urls, "http://localhost:2380", "URLs under which the other members reach this one."),
         O::new(G::Clustering, "initial-cluster", K::Text, "default=http://localhost:2380", "The members with which the cluster starts: name=URL, several separated by commas."),
