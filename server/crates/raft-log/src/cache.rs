@@ -92,7 +92,11 @@ impl EntryCache {
 
     /// Forgets entries before `first`.
     pub fn purge(&mut self, first: u64) {
-        while self.entries.front().is_some_and(|entry| entry.index < first) {
+        while self
+            .entries
+            .front()
+            .is_some_and(|entry| entry.index < first)
+        {
             self.drop_front();
         }
         while self.unwritten.front().is_some_and(|run| run.last < first) {
@@ -130,27 +134,27 @@ impl EntryCache {
 /// How much one read may still return: never less than one entry.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ReadBudget {
-    rest_bytes: usize,
+    /// None: used up.
+    rest_bytes: Option<usize>,
     started: bool,
 }
 
 impl ReadBudget {
     pub fn new(max_bytes: usize) -> Self {
         Self {
-            rest_bytes: max_bytes,
+            rest_bytes: Some(max_bytes),
             started: false,
         }
     }
 
     /// Whether an entry with a payload of this size may be returned.
     pub fn take(&mut self, payload_bytes: usize) -> bool {
-        if payload_bytes > self.rest_bytes && self.started {
-            self.rest_bytes = 0;
-            return false;
-        }
+        self.rest_bytes = self
+            .rest_bytes
+            .and_then(|rest| rest.checked_sub(payload_bytes));
+        let first = !self.started;
         self.started = true;
-        self.rest_bytes = self.rest_bytes.saturating_sub(payload_bytes);
-        true
+        first || self.rest_bytes.is_some()
     }
 }
 

@@ -109,10 +109,7 @@ impl LogDirectory {
     }
 
     fn spare_has_length(&self, spare: &Path, bytes: u64) -> Result<bool, LogError> {
-        let file = self
-            .disk
-            .open(spare)
-            .map_err(LogError::io("open", spare))?;
+        let file = self.disk.open(spare).map_err(LogError::io("open", spare))?;
         let length = file
             .length()
             .map_err(LogError::io("get the length of", spare))?;
@@ -126,9 +123,7 @@ impl LogDirectory {
                 .rename(path, &self.file_path(SPARE_NAME))
                 .map_err(LogError::io("recycle", path))
         } else {
-            self.disk
-                .remove(path)
-                .map_err(LogError::io("remove", path))
+            self.disk.remove(path).map_err(LogError::io("remove", path))
         }
     }
 

@@ -41,10 +41,7 @@ pub(crate) struct Recovered {
 }
 
 /// Opens the segments of a directory, or starts the first one.
-pub(crate) fn recover(
-    directory: &LogDirectory,
-    segment_bytes: u64,
-) -> Result<Recovered, LogError> {
+pub(crate) fn recover(directory: &LogDirectory, segment_bytes: u64) -> Result<Recovered, LogError> {
     let names = directory
         .disk
         .list(&directory.path)
@@ -245,7 +242,9 @@ impl Replay {
             Some(_) if self.offset != end => Err(LogError::corrupt(
                 &segment.path,
                 self.offset,
-                format!("no valid record, but the log continues up to {end} and in the next segment"),
+                format!(
+                    "no valid record, but the log continues up to {end} and in the next segment"
+                ),
             )),
             Some(_) => Ok(()),
             None => self.judge_tail(segment, &mut window),
@@ -282,6 +281,7 @@ impl Replay {
             remains_end = offset + header.record_bytes();
             self.group = self.group.max(header.group);
         }
+        self.rewrite_last_group(segment)?;
         // Left in place, they could follow a later record and be taken for the trace of a write.
         if remains_end > damaged {
             tracing::warn!(
@@ -299,6 +299,30 @@ impl Replay {
                     .map_err(LogError::io("write", &segment.path))?;
                 offset += length;
             }
+        }
+        Ok(())
+    }
+
+    /// Writes the last group again, as it was read.
+    ///
+    /// It may come from the page cache after a sync that failed and a restart of the process. Linux
+    /// calls such pages clean, so another sync would succeed without having written them. All groups
+    /// before the last one were synced, or the last one would not exist.
+    fn rewrite_last_group(&self, segment: &Segment) -> Result<(), LogError> {
+        let mut bytes = Vec::new();
+        let mut offset = self.group_start;
+        while offset < self.offset {
+            let length = (self.offset - offset).min(RECOVERY_CHUNK_BYTES as u64);
+            bytes.resize(length as usize, 0);
+            segment
+                .file
+                .read_at(&mut bytes, offset)
+                .map_err(LogError::io("read", &segment.path))?;
+            segment
+                .file
+                .write_at(&bytes, offset)
+                .map_err(LogError::io("write", &segment.path))?;
+            offset += length;
         }
         Ok(())
     }
@@ -407,6 +431,11 @@ impl Replay {
         if self.next.is_some_and(|next| next <= first) {
             state.last = state.purged;
         }
+        // Entries were cut after the hint came: it was about others, or wrong.
+        let last = next_index(state.last);
+        state.committed = state
+            .committed
+            .filter(|committed| next_index(Some(*committed)) <= last);
         Ok(state)
     }
 }

@@ -196,11 +196,7 @@ impl SegmentHeader {
             .map_err(LogError::io("read", path))?;
         let header = Self::decode(&bytes, path)?;
         let ids = [
-            (
-                "cluster",
-                header.identity.cluster_id,
-                identity.cluster_id,
-            ),
+            ("cluster", header.identity.cluster_id, identity.cluster_id),
             ("member", header.identity.member_id, identity.member_id),
         ];
         for (what, found, expected) in ids {
@@ -351,7 +347,12 @@ mod tests {
     #[test]
     fn only_full_names_are_segments() {
         assert_eq!(sequence_of(&segment_name(0x1f)), Some(0x1f));
-        for name in ["1.log", "spare", "000000000000001F.log", "000000000000001f.wal"] {
+        for name in [
+            "1.log",
+            "spare",
+            "000000000000001F.log",
+            "000000000000001f.wal",
+        ] {
             assert_eq!(sequence_of(name), None, "{name}");
         }
     }
