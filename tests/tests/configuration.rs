@@ -279,6 +279,13 @@ fn wrong_files_are_refused_as_etcd_refuses_them() {
         "pre-vote: 1\n",
         "pre-vote: \"true\"\n",
         "name: [a]\n",
+        "name: off\n",
+        "name: 010\n",
+        // What stands in front is accepted; the heartbeat is what both complain of.
+        "name: a\nname: b\nheartbeat-interval: 300\n",
+        "Name: a\npre-vote: no\nheartbeat-interval: 300\n",
+        "snapshot-count: 1e4\nheartbeat-interval: 300\n",
+        "max-txn-ops: 010\nquota-backend-bytes: 8589934592.0\nheartbeat-interval: 300\n",
         "initial-cluster-state: x\n",
         "peer-transport-security: 1\n",
         "feature-gates: Nmae=true\n",

@@ -4,7 +4,9 @@ use serde_json::{Map, Value as Json};
 
 use super::Notice;
 use super::feature_gates::FeatureGates;
-use super::options::{FEATURE_GATES_OPTION, FLAGS_THAT_BECAME_GATES, OPTIONS, OptionSpec, find};
+use super::options::{
+    FEATURE_GATES_OPTION, FLAGS_THAT_BECAME_GATES, OPTIONS, OptionSpec, find, is_legacy,
+};
 use super::settings::{Settings, Target};
 use super::url::ListenUrl;
 use super::value::{Kind, Value};
@@ -30,7 +32,14 @@ pub fn parse(text: &str, notices: &mut Vec<Notice>) -> Result<Settings, String> 
     if text.trim().is_empty() {
         return Ok(settings);
     }
-    let document: Json = serde_saphyr::from_str(text)
+    // What etcd's YAML library does too: a key twice, and numbers such as 010. Snippets of the file do
+    // not belong into a log line.
+    let options = serde_saphyr::options! {
+        duplicate_keys: serde_saphyr::options::DuplicateKeyPolicy::LastWins,
+        legacy_octal_numbers: true,
+        with_snippet: false,
+    };
+    let document: Json = serde_saphyr::from_str_with_options(text, options)
         .map_err(|error| format!("error converting YAML to JSON: {error}"))?;
     let root = match document {
         Json::Null => return Ok(settings),
@@ -43,7 +52,10 @@ pub fn parse(text: &str, notices: &mut Vec<Notice>) -> Result<Settings, String> 
         }
     };
     for (key, value) in &root {
-        if SECTIONS.contains(&key.as_str()) {
+        if SECTIONS
+            .iter()
+            .any(|section| section.eq_ignore_ascii_case(key))
+        {
             apply_section(&mut settings, key, value, notices)?;
         } else {
             apply(&mut settings, key, value, notices)?;
@@ -86,6 +98,8 @@ fn apply(
         return Ok(());
     }
     match target(path) {
+        // Older files carry them with values of any type.
+        Some(Target::Option(option)) if is_legacy(option) => Ok(()),
         Some(Target::Option(option)) => {
             if let Some(value) = value(option, json)? {
                 settings.set_value(option, value);
@@ -103,8 +117,10 @@ fn apply(
     }
 }
 
-/// The option behind a key. Options that live in a section are not known outside of it.
+/// The option behind a key, upper or lower case, as Go's JSON decoder looks for it. Options that live
+/// in a section are not known outside of it.
 fn target(path: &str) -> Option<Target> {
+    let path = path.to_ascii_lowercase();
     if let Some(option) = OPTIONS.iter().find(|option| option.file_path() == path) {
         return Some(Target::Option(option));
     }
@@ -112,10 +128,10 @@ fn target(path: &str) -> Option<Target> {
         .iter()
         .any(|(flag, _)| *flag == path)
     {
-        return Target::find(path);
+        return Target::find(&path);
     }
     path.starts_with("experimental-")
-        .then(|| find(path))
+        .then(|| find(&path))
         .flatten()
         .filter(|option| option.file_key.is_empty())
         .map(Target::Option)
@@ -127,17 +143,17 @@ fn value(option: &OptionSpec, json: &Json) -> Result<Option<Value>, String> {
     let value =
         match option.kind {
             Kind::Boolean => Value::Boolean(json.as_bool().ok_or_else(wrong)?),
-            Kind::Unsigned => Value::Unsigned(json.as_u64().ok_or_else(wrong)?),
+            Kind::Unsigned => Value::Unsigned(unsigned(json).ok_or_else(wrong)?),
             Kind::Unsigned32 => Value::Unsigned(
-                json.as_u64()
+                unsigned(json)
                     .filter(|number| u32::try_from(*number).is_ok())
                     .ok_or_else(wrong)?,
             ),
-            Kind::Signed => Value::Signed(json.as_i64().ok_or_else(wrong)?),
-            Kind::Duration => Value::Duration(json.as_i64().ok_or_else(wrong)?),
-            Kind::Text => Value::Text(scalar(json).ok_or_else(wrong)?),
+            Kind::Signed => Value::Signed(signed(json).ok_or_else(wrong)?),
+            Kind::Duration => Value::Duration(signed(json).ok_or_else(wrong)?),
+            Kind::Text => Value::Text(text_of(json).ok_or_else(wrong)?),
             Kind::Choice(words) => {
-                let word = scalar(json).ok_or_else(wrong)?;
+                let word = text_of(json).ok_or_else(wrong)?;
                 if word.is_empty() {
                     return Ok(None);
                 }
@@ -151,7 +167,7 @@ fn value(option: &OptionSpec, json: &Json) -> Result<Option<Value>, String> {
                 Value::Text(word)
             }
             Kind::Urls => {
-                let text = scalar(json).ok_or_else(wrong)?;
+                let text = text_of(json).ok_or_else(wrong)?;
                 if text.is_empty() {
                     return Ok(None);
                 }
@@ -160,7 +176,7 @@ fn value(option: &OptionSpec, json: &Json) -> Result<Option<Value>, String> {
                 })?)
             }
             Kind::UrlsOrStar => {
-                let text = scalar(json).ok_or_else(wrong)?;
+                let text = text_of(json).ok_or_else(wrong)?;
                 if text.is_empty() {
                     return Ok(None);
                 }
@@ -171,26 +187,40 @@ fn value(option: &OptionSpec, json: &Json) -> Result<Option<Value>, String> {
             Kind::List | Kind::Set => Value::List(list(json).ok_or_else(wrong)?),
             Kind::FeatureGates => {
                 debug_assert_eq!(option.name, FEATURE_GATES_OPTION);
-                Value::Gates(FeatureGates::parse(&scalar(json).ok_or_else(wrong)?)?)
+                Value::Gates(FeatureGates::parse(&text_of(json).ok_or_else(wrong)?)?)
             }
             Kind::Legacy => return Ok(None),
         };
     Ok(Some(value))
 }
 
-/// A scalar as text: YAML reads `name: 1` as a number, and etcd's YAML library turns it back.
-fn scalar(json: &Json) -> Option<String> {
-    match json {
-        Json::String(text) => Some(text.clone()),
-        Json::Bool(_) | Json::Number(_) => Some(json.to_string()),
-        _ => None,
-    }
+/// An integer, also as YAML people write it: `1e4`, `8589934592.0`.
+fn signed(json: &Json) -> Option<i64> {
+    // Above 2^53 a float no longer tells neighbours apart.
+    const LARGEST_EXACT: f64 = 9_007_199_254_740_992.0;
+    json.as_i64().or_else(|| {
+        let number = json.as_f64()?;
+        let is_exact = number.fract() == 0.0 && number.abs() <= LARGEST_EXACT;
+        // In this range the conversion keeps the value.
+        is_exact.then_some(number as i64)
+    })
+}
+
+fn unsigned(json: &Json) -> Option<u64> {
+    json.as_u64()
+        .or_else(|| signed(json).and_then(|number| u64::try_from(number).ok()))
+}
+
+/// A text. YAML reads `name: off` as a boolean and `name: 010` as a number; to turn those back would
+/// give the member another name than the one written, so they are refused, as in etcd.
+fn text_of(json: &Json) -> Option<String> {
+    json.as_str().map(str::to_owned)
 }
 
 /// A list of words; a comma list in one text is accepted as well.
 fn list(json: &Json) -> Option<Vec<String>> {
     match json {
-        Json::Array(words) => words.iter().map(scalar).collect(),
+        Json::Array(words) => words.iter().map(text_of).collect(),
         Json::String(text) if text.is_empty() => Some(Vec::new()),
         Json::String(text) => Some(text.split(',').map(str::to_owned).collect()),
         _ => None,
@@ -285,10 +315,17 @@ mod tests {
     }
 
     #[test]
-    fn scalars_become_texts_where_a_text_is_asked_for() {
-        let (settings, _) = read("name: 1\nauto-compaction-retention: 5\n").expect("valid");
-        assert_eq!(settings.text("name"), "1");
-        assert_eq!(settings.text("auto-compaction-retention"), "5");
+    fn keys_and_numbers_are_read_as_etcd_reads_them() {
+        let (settings, notices) = read(
+            "Name: a\nname: b\nsnapshot-count: 1e4\nmax-txn-ops: 010\nquota-backend-bytes: 8589934592.0\npre-vote: off\n",
+        )
+        .expect("valid");
+        assert_eq!(settings.text("name"), "b");
+        assert_eq!(settings.unsigned("snapshot-count"), 10_000);
+        assert_eq!(settings.unsigned("max-txn-ops"), 8);
+        assert_eq!(settings.signed("quota-backend-bytes"), 8_589_934_592);
+        assert!(!settings.boolean("pre-vote"));
+        assert!(notices.is_empty());
     }
 
     #[test]
@@ -321,6 +358,18 @@ mod tests {
             (
                 "watch-progress-notify-interval: 5s",
                 "of type time.Duration (durations are integer nanoseconds",
+            ),
+            (
+                "name: off",
+                "cannot unmarshal bool into Go struct field configYAML.Config.name of type string",
+            ),
+            (
+                "name: 010",
+                "cannot unmarshal number into Go struct field configYAML.Config.name of type string",
+            ),
+            (
+                "snapshot-count: 1.5",
+                "cannot unmarshal number 1.5 into Go struct field configYAML.Config.snapshot-count of type uint",
             ),
             (
                 "pre-vote: 1",
