@@ -316,7 +316,7 @@ fn compaction_gives_the_space_of_removed_rows_back() {
         let revision = Revision::new(number, 0);
         // Incompressible, or the files would be small anyway.
         let value: Vec<u8> = (0..128)
-            .map(|byte| ((number + 7) * (byte + 3) * 2_654_435_761 >> 13) as u8)
+            .map(|byte| (((number + 7) * (byte + 3) * 2_654_435_761) >> 13) as u8)
             .collect();
         let mut batch = WriteBatch::default();
         batch
