@@ -91,7 +91,7 @@ impl Applier {
         options: &StoreOptions,
     ) -> Self {
         Self {
-            overlay: Overlay::new(shared.engine.clone(), state.revision),
+            overlay: Overlay::new(shared.clone()),
             shared,
             state,
             events: Vec::new(),
@@ -772,7 +772,7 @@ impl Applier {
         let sum = self.shared.counts.read().sum(range);
         let mut count = sum.whole_keys + self.overlay.live_key_change(range);
         for partial in &sum.partial {
-            count += count_live(&*self.shared.engine, partial, i64::MAX)?;
+            count += count_live(&*self.shared, partial, i64::MAX)?;
         }
         Ok(count)
     }

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use metastore_revision_model::{KeyRange, LatestRow, RangeEnd, Revision, RevisionRecord};
 
-use crate::engine::{
-    Direction, EngineError, LatestVisitor, RowParts, SharedEngine, Table, WriteBatch,
-};
+use crate::engine::{Direction, EngineError, LatestVisitor, RowParts, Table, WriteBatch};
+use crate::shared::Shared;
 use crate::view::View;
 
 /// A key that uncommitted commands changed.
@@ -22,7 +22,7 @@ pub(crate) struct ChangedKey {
 /// What the next batch will write. Reads see it over the engine, so that each command sees the
 /// commands before it.
 pub(crate) struct Overlay {
-    pub engine: SharedEngine,
+    shared: Arc<Shared>,
     /// The revision that the engine holds.
     pub committed_revision: i64,
     pub keys: BTreeMap<Bytes, ChangedKey>,
@@ -32,10 +32,10 @@ pub(crate) struct Overlay {
 }
 
 impl Overlay {
-    pub fn new(engine: SharedEngine, committed_revision: i64) -> Self {
+    pub fn new(shared: Arc<Shared>) -> Self {
         Self {
-            engine,
-            committed_revision,
+            committed_revision: shared.revision(),
+            shared,
             keys: BTreeMap::new(),
             history: Vec::new(),
             rows: BTreeMap::new(),
@@ -48,7 +48,7 @@ impl Overlay {
         revision: Revision,
     ) -> Result<Option<(bool, RevisionRecord)>, EngineError> {
         if revision.main <= self.committed_revision {
-            return self.engine.get_revision(revision);
+            return self.shared.engine.get_revision(revision);
         }
         let found = self
             .history
@@ -66,7 +66,7 @@ impl Overlay {
         {
             return Ok(changed.clone());
         }
-        self.engine.get_row(table, key)
+        self.shared.engine.get_row(table, key)
     }
 
     pub fn set_row(&mut self, table: Table, key: Bytes, value: Option<Bytes>) {
@@ -80,7 +80,8 @@ impl Overlay {
         prefix: &[u8],
     ) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
         let mut found = BTreeMap::new();
-        self.engine
+        self.shared
+            .engine
             .scan_rows(table, prefix, prefix, &mut |key, value| {
                 found.insert(Bytes::copy_from_slice(key), Bytes::copy_from_slice(value));
                 ControlFlow::Continue(())
@@ -147,10 +148,14 @@ impl Overlay {
 }
 
 impl View for Overlay {
+    fn collected_below(&self) -> i64 {
+        self.shared.compact_revision()
+    }
+
     fn latest(&self, key: &[u8], parts: RowParts) -> Result<Option<LatestRow>, EngineError> {
         match self.keys.get(key) {
             Some(changed) => Ok(Some(changed.row.clone())),
-            None => self.engine.get_latest(key, parts),
+            None => self.shared.engine.get_latest(key, parts),
         }
     }
 
@@ -163,10 +168,14 @@ impl View for Overlay {
     ) -> Result<(), EngineError> {
         let mut changed = self.changed_keys(range, direction).peekable();
         if changed.peek().is_none() {
-            return self.engine.scan_latest(range, direction, parts, visit);
+            return self
+                .shared
+                .engine
+                .scan_latest(range, direction, parts, visit);
         }
         let mut stopped = false;
-        self.engine
+        self.shared
+            .engine
             .scan_latest(range, direction, parts, &mut |key, row| {
                 let comes_first = |other: &[u8]| match direction {
                     Direction::Forward => other < key,

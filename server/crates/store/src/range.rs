@@ -43,7 +43,7 @@ pub(crate) fn has_revision_filters(request: &RangeRequest) -> bool {
 /// Answers the request at `revision`, which the caller has checked against the current and the
 /// compact revision.
 pub(crate) fn execute(
-    view: &(impl View + ?Sized),
+    view: &impl View,
     request: &RangeRequest,
     revision: i64,
     counter: &mut Counter<'_>,
@@ -153,7 +153,7 @@ fn passes(live: &LiveKey, request: &RangeRequest) -> bool {
 /// left open (-1); else every key is visited and counted.
 #[allow(clippy::too_many_arguments)]
 fn collect(
-    view: &(impl View + ?Sized),
+    view: &impl View,
     range: &KeyRange,
     direction: Direction,
     revision: i64,
@@ -197,7 +197,7 @@ fn collect(
 /// The first `limit` + 1 keys sorted by the target, cut to `limit`: the key that is cut off is the
 /// last of the sorted ones, not the last by key, as in etcd.
 fn first_keys_by_target(
-    view: &(impl View + ?Sized),
+    view: &impl View,
     range: &KeyRange,
     revision: i64,
     want: Want,
@@ -244,7 +244,7 @@ fn first_keys_by_target(
 /// All keys by a target. With a limit a heap of that size holds the best so far, so that the
 /// memory is bounded by the answer and not by the range.
 fn by_target(
-    view: &(impl View + ?Sized),
+    view: &impl View,
     range: &KeyRange,
     revision: i64,
     want: Want,

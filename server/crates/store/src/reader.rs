@@ -1,5 +1,6 @@
 //! The readers' side of the store: answers at a revision while the apply thread goes on.
 
+use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -183,7 +184,7 @@ impl Reader {
         );
         self.read_at(0, |current, _| {
             let mut state = StateAt {
-                view: &*self.shared.engine,
+                view: &*self.shared,
                 revision: current,
             };
             let mut path = txn::Path::new();
@@ -259,6 +260,7 @@ impl Reader {
             return Err(ReadError::Engine(error));
         }
         let mut scan = collector.finish(to);
+        hide_superseded(&mut scan, self.compact_revision());
         for event in scan.batches.iter_mut().flat_map(|batch| &mut batch.events) {
             self.show_previous(event, with_previous)?;
         }
@@ -447,7 +449,7 @@ impl Reader {
         revision: i64,
     ) -> Result<RangeResponse, Failure> {
         let mut counter = |range: &KeyRange| self.count_at(range, revision);
-        let answer = range::execute(&*self.shared.engine, request, revision, &mut counter)?;
+        let answer = range::execute(&*self.shared, request, revision, &mut counter)?;
         Ok(RangeResponse {
             header: header(current),
             kvs: answer.key_values,
@@ -472,9 +474,9 @@ impl Reader {
     /// The live keys of a range at a revision: the counted blocks, corrected by what was created
     /// and deleted since, or, when that was a lot, by visiting the keys.
     fn count_at(&self, range: &KeyRange, revision: i64) -> Result<i64, ScanError> {
-        let engine = &*self.shared.engine;
+        let view = &*self.shared;
         if range.is_single() {
-            return count_live(engine, range, revision);
+            return count_live(view, range, revision);
         }
         // The block sums and their revision belong together.
         let (sum, counted) = {
@@ -486,11 +488,11 @@ impl Reader {
         let correct = newer == 0
             || newer <= CORRECTED_REVISIONS_MAX && newer.saturating_mul(KEYS_PER_RECORD) <= keys;
         if sum.whole_keys == 0 || !correct {
-            return count_live(engine, range, revision);
+            return count_live(view, range, revision);
         }
         let mut count = sum.whole_keys;
         for partial in &sum.partial {
-            count += count_live(engine, partial, counted)?;
+            count += count_live(view, partial, counted)?;
         }
         if newer > 0 {
             count -= self.live_key_change(range, revision, counted)?;
@@ -592,9 +594,9 @@ impl RangeCursor {
 
     /// The pairs, and how many keys are behind them if this piece is `last` by the limit.
     fn read_chunk(&self, revision: i64, last: bool) -> Result<(range::Answer, i64), Failure> {
-        let engine = &*self.reader.shared.engine;
+        let view = &*self.reader.shared;
         // Whatever the answer says about the count is replaced below.
-        let answer = range::execute(engine, &self.request, revision, &mut |_| Ok(0))?;
+        let answer = range::execute(view, &self.request, revision, &mut |_| Ok(0))?;
         let mut remaining = 0;
         if last
             && answer.more
@@ -606,6 +608,20 @@ impl RangeCursor {
             }
         }
         Ok((answer, remaining))
+    }
+}
+
+/// Hides changes that another change of the same, compacted revision superseded: whether they are
+/// still stored depends on how far the garbage collector came, and must not be seen.
+fn hide_superseded(scan: &mut EventScan, compact_revision: i64) {
+    let Some(batch) = scan.batches.first_mut() else {
+        return;
+    };
+    if batch.revision == compact_revision {
+        let superseded: HashSet<Revision> = batch.events.iter().map(|e| e.previous).collect();
+        batch
+            .events
+            .retain(|event| !superseded.contains(&event.revision));
     }
 }
 

@@ -175,12 +175,12 @@ impl CompareState for Applier {
 }
 
 /// The committed state at a revision, for read-only transactions.
-pub(crate) struct StateAt<'a, V: View + ?Sized> {
+pub(crate) struct StateAt<'a, V: View> {
     pub view: &'a V,
     pub revision: i64,
 }
 
-impl<V: View + ?Sized> CompareState for StateAt<'_, V> {
+impl<V: View> CompareState for StateAt<'_, V> {
     fn point(&mut self, key: &[u8], want: Want) -> Result<Option<LiveKey>, ScanError> {
         crate::view::get_live(self.view, key, self.revision, want)
     }

@@ -10,7 +10,8 @@ use metastore_proto::EncodedKeyValue;
 use metastore_revision_model::{KeyRange, LatestRow, RangeEnd, Revision, RevisionRecord};
 
 use crate::encoding::{self, Fields};
-use crate::engine::{Direction, Engine, EngineError, LatestVisitor, RowParts};
+use crate::engine::{Direction, EngineError, LatestVisitor, RowParts};
+use crate::shared::Shared;
 
 /// Keys that a scan collects before it looks up what is not in the rows themselves. Bounds the
 /// memory of a long scan and makes its look-ups one multi-get.
@@ -18,6 +19,9 @@ const SCAN_CHUNK_KEYS: usize = 1024;
 
 /// Where rows come from: the engine alone, or the engine under uncommitted changes.
 pub(crate) trait View {
+    /// Tombstones below this revision may have been deleted from the history.
+    fn collected_below(&self) -> i64;
+
     fn latest(&self, key: &[u8], parts: RowParts) -> Result<Option<LatestRow>, EngineError>;
 
     fn scan(
@@ -34,9 +38,13 @@ pub(crate) trait View {
     ) -> Result<Vec<Option<(bool, RevisionRecord)>>, EngineError>;
 }
 
-impl View for dyn Engine {
+impl View for Shared {
+    fn collected_below(&self) -> i64 {
+        self.compact_revision()
+    }
+
     fn latest(&self, key: &[u8], parts: RowParts) -> Result<Option<LatestRow>, EngineError> {
-        self.get_latest(key, parts)
+        self.engine.get_latest(key, parts)
     }
 
     fn scan(
@@ -46,7 +54,7 @@ impl View for dyn Engine {
         parts: RowParts,
         visit: &mut LatestVisitor<'_>,
     ) -> Result<(), EngineError> {
-        self.scan_latest(range, direction, parts, visit)
+        self.engine.scan_latest(range, direction, parts, visit)
     }
 
     fn revisions(
@@ -54,8 +62,8 @@ impl View for dyn Engine {
         revisions: &[Revision],
     ) -> Result<Vec<Option<(bool, RevisionRecord)>>, EngineError> {
         match revisions {
-            [one] => Ok(vec![self.get_revision(*one)?]),
-            _ => self.multi_get_revisions(revisions),
+            [one] => Ok(vec![self.engine.get_revision(*one)?]),
+            _ => self.engine.multi_get_revisions(revisions),
         }
     }
 }
@@ -138,7 +146,7 @@ struct Slot {
 
 /// The state of one key.
 pub(crate) fn get_live(
-    view: &(impl View + ?Sized),
+    view: &impl View,
     key: &[u8],
     revision: i64,
     want: Want,
@@ -157,7 +165,7 @@ pub(crate) fn get_live(
 /// Visits every key of the range that is live at `revision`, in order. `expected` is how many keys
 /// the visitor will take before it breaks, 0 when it takes all.
 pub(crate) fn scan_live(
-    view: &(impl View + ?Sized),
+    view: &impl View,
     range: &KeyRange,
     direction: Direction,
     revision: i64,
@@ -217,7 +225,7 @@ pub(crate) fn scan_live(
 
 /// How many keys of the range are live at `revision`, by visiting them.
 pub(crate) fn count_live(
-    view: &(impl View + ?Sized),
+    view: &impl View,
     range: &KeyRange,
     revision: i64,
 ) -> Result<i64, ScanError> {
@@ -306,7 +314,7 @@ fn classify(key: &[u8], row: LatestRow, revision: i64, want: Want) -> Option<Slo
 /// Follows the pending records, one multi-get for each step back, and drops the keys that were not
 /// live at `revision`.
 fn resolve(
-    view: &(impl View + ?Sized),
+    view: &impl View,
     slots: &mut Vec<Slot>,
     revision: i64,
     want: Want,
@@ -323,7 +331,7 @@ fn resolve(
                 return true;
             }
             let (at, record) = records.next().expect("one record for each pending slot");
-            match step(slot, *at, record, revision, want) {
+            match step(view, slot, *at, record, revision, want) {
                 Ok(keep) => keep,
                 Err(error) => {
                     failure = Some(error);
@@ -339,6 +347,7 @@ fn resolve(
 
 /// Looks at the record `at`; returns whether the key may still be live.
 fn step(
+    view: &impl View,
     slot: &mut Slot,
     at: Revision,
     record: Option<(bool, RevisionRecord)>,
@@ -346,7 +355,12 @@ fn step(
     want: Want,
 ) -> Result<bool, ScanError> {
     let Some((tombstone, record)) = record else {
-        return Err(ScanError::Gone(at));
+        // What was live at the compact revision is kept, so this was a tombstone: the key was
+        // written again before the compaction, and that record still names it.
+        return match at.main <= revision && at.main < view.collected_below() {
+            true => Ok(false),
+            false => Err(ScanError::Gone(at)),
+        };
     };
     if at.main > revision {
         slot.pending = Some(record.previous);
