@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use metastore_store::engine::EngineError;
-use rocksdb::ErrorKind;
 
 /// What to do with a member whose state cannot be read.
 pub(crate) const REPLACE_MEMBER: &str = "keep the directory for analysis, and re-add this member \
@@ -18,13 +17,12 @@ pub(crate) fn operation_failed(
     EngineError::Storage(format!(
         "{action} in {} failed: {error}: {}",
         directory.display(),
-        advice(error)
+        advice(error.as_ref())
     ))
 }
 
 /// What an operator should do about an error, in a clause that ends a message.
-fn advice(error: &rocksdb::Error) -> String {
-    let text = error.as_ref();
+fn advice(text: &str) -> String {
     let has = |part: &str| text.contains(part);
     if has("Read-only file system") {
         "the file system is mounted read-only (the kernel does that after disk errors: see its \
@@ -40,7 +38,7 @@ fn advice(error: &rocksdb::Error) -> String {
         "raise the limit of open files (LimitNOFILE, ulimit -n)".into()
     } else if has("Input/output error") {
         format!("the disk reports errors (see the kernel's log); replace it; {REPLACE_MEMBER}")
-    } else if error.kind() == ErrorKind::Corruption || has("No such file or directory") {
+    } else if text.starts_with("Corruption") || has("No such file or directory") {
         format!("files are damaged or missing; {REPLACE_MEMBER}")
     } else {
         "see the file LOG in that directory".into()
@@ -60,7 +58,7 @@ pub(crate) fn open_failed(directory: &Path, error: &rocksdb::Error) -> EngineErr
     EngineError::Storage(format!(
         "the database in {} cannot be opened: {error}: {}",
         directory.display(),
-        advice(error)
+        advice(error.as_ref())
     ))
 }
 
@@ -69,5 +67,49 @@ pub(crate) fn io_failed(action: &str, path: &Path, source: std::io::Error) -> En
     EngineError::Io {
         context: format!("{action} {}", path.display()),
         source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The messages are RocksDB's own: class, action, path, and the operating system's text.
+    #[test]
+    fn each_class_of_error_says_what_to_do() {
+        for (text, expected) in [
+            (
+                "IO error: While open a file for appending: /d/1.log: Read-only file system",
+                "mount it writable",
+            ),
+            (
+                "IO error: While mkdir if missing: /d: Permission denied",
+                "give them to the user",
+            ),
+            (
+                "IO error: No space left on device: While appending to file: /d/9.sst: No space left on device",
+                "free or add space",
+            ),
+            (
+                "IO error: While open a file: /d/7.sst: Too many open files",
+                "LimitNOFILE",
+            ),
+            (
+                "IO error: While pread offset 0 len 53: /d/7.sst: Input/output error",
+                "replace it",
+            ),
+            (
+                "IO error: No such file or directory: While open a file: /d/7.sst: No such file or directory",
+                "re-add this member",
+            ),
+            (
+                "Corruption: block checksum mismatch: stored = 1, computed = 2",
+                "re-add this member",
+            ),
+            ("Shutdown in progress", "see the file LOG"),
+        ] {
+            let advice = advice(text);
+            assert!(advice.contains(expected), "{text}: {advice}");
+        }
     }
 }
