@@ -663,6 +663,17 @@ impl Consensus {
     }
 }
 
+#[cfg(test)]
+impl Consensus {
+    pub(crate) async fn inner_rounds(&self) -> Result<ReadIndex, ReadIndexError> {
+        self.inner.rounds.join().await
+    }
+
+    pub(crate) fn log_state(&self) -> metastore_raft_log::LogState {
+        self.inner.log.state()
+    }
+}
+
 /// Counts a proposal that has no result yet.
 struct Pending<'a> {
     counters: &'a Counters,

@@ -33,6 +33,8 @@ mod raft_types;
 mod read_index;
 mod runtime;
 pub mod state_machine;
+#[cfg(test)]
+mod tests;
 mod transport;
 
 pub use consensus::{Consensus, ConsensusStatus, PeerProgress, ReadIndex};

@@ -56,6 +56,7 @@ impl fmt::Display for Command {
 }
 
 /// What the state machine made of an entry; `None` when it gave no answer.
+#[derive(Debug)]
 pub struct Replied(pub Option<Reply>);
 
 /// Payload of an entry in its stored form, encoded once by whoever proposes it.
