@@ -59,10 +59,7 @@ impl<T: Copy + PartialEq> Index<T> {
                 .or_default()
                 .push(value);
         } else {
-            self.ranges
-                .entry(limits(range))
-                .or_insert_with(Values::new)
-                .push(value);
+            self.ranges.entry(limits(range)).or_default().push(value);
             self.range_count += 1;
         }
     }
