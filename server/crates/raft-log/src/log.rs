@@ -568,7 +568,7 @@ fn check_options(options: &LogOptions) -> Result<(), LogError> {
         "segment_bytes is below its minimum"
     } else if bytes > u64::from(u32::MAX) {
         "segment_bytes must be below 4 GiB"
-    } else if bytes % 512 != 0 {
+    } else if !bytes.is_multiple_of(512) {
         "segment_bytes must be a multiple of 512"
     } else {
         return Ok(());

@@ -260,7 +260,10 @@ impl Replay {
         }
     }
 
-    /// Decides whether the end of the last segment is an interrupted write, and clears its remains.
+    /// Decides whether the end of the last segment is an interrupted write.
+    ///
+    /// The records that remain of one stay in the file. The next group gets a higher number than
+    /// they have, and groups only grow, so they are never taken for what was written later.
     fn judge_tail(&mut self, segment: &Segment, window: &mut Window<'_>) -> Result<(), LogError> {
         let damaged = self.offset;
         // Every group has a record, so the segment's length limits how many can follow. Numbers
@@ -282,23 +285,12 @@ impl Replay {
             self.group = self.group.max(header.group);
         }
         self.rewrite_last_group(segment)?;
-        // Left in place, they could follow a later record and be taken for the trace of a write.
         if remains_end > damaged {
             tracing::warn!(
                 segment = %segment.path.display(),
                 offset = damaged,
-                "raft log: the last write was interrupted; its incomplete part is removed"
+                "raft log: the last write was interrupted; its incomplete part is ignored"
             );
-            let zeros = vec![0; RECOVERY_CHUNK_BYTES.min((remains_end - damaged) as usize)];
-            let mut offset = damaged;
-            while offset < remains_end {
-                let length = (remains_end - offset).min(zeros.len() as u64);
-                segment
-                    .file
-                    .write_at(&zeros[..length as usize], offset)
-                    .map_err(LogError::io("write", &segment.path))?;
-                offset += length;
-            }
         }
         Ok(())
     }

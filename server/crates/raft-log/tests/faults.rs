@@ -157,6 +157,47 @@ fn damage_at_the_very_end_is_cut_as_an_interrupted_write() {
 }
 
 #[test]
+fn the_rest_of_an_interrupted_write_never_follows_a_later_one() {
+    // All records have one length, so what is left of the old write stands exactly where the log
+    // goes on, and with the right indexes.
+    for lost_sectors in 1..6 {
+        let disk = SimulatedDisk::new();
+        let log =
+            RaftLog::open_stepwise(Arc::new(disk.clone()), log_directory(), IDENTITY, options())
+                .unwrap();
+        log.append(vec![entry(0, 1000)], ignore());
+        log.step();
+        disk.lose_power_at_operation(2);
+        log.append((1..9).map(|index| entry(index, 1000)).collect(), ignore());
+        log.step();
+        assert!(!disk.has_power(), "power failed between write and sync");
+        let mut sector = 0;
+        disk.restart_machine(&mut |choices| {
+            // The first choice is about names.
+            sector += 1;
+            if sector <= 1 + lost_sectors {
+                0
+            } else {
+                choices - 1
+            }
+        });
+        let log = open(&disk).unwrap();
+        let mut model = Model::of(&log);
+        assert!(model.entries.len() <= 3, "the rest is cut");
+        let next = LogEntry {
+            index: model.next(),
+            term: 2,
+            payload: vec![0xff; 1000].into(),
+        };
+        answer(|done| log.append(vec![next.clone()], done)).unwrap();
+        model.last = Some(next.position());
+        model.entries.insert(next.index, next);
+        drop(log);
+        assert_eq!(Model::of(&open(&disk).unwrap()), model);
+    }
+}
+
+#[test]
 fn damage_while_running_is_an_error_not_a_short_answer() {
     let (disk, _) = written_disk(10);
     let log = open(&disk).unwrap();
