@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::disk::Disk;
+use crate::disk::{Disk, DiskFile};
 use crate::error::LogError;
 use crate::segment::{
     HEAD_BYTES, SPARE_NAME, Segment, SegmentHeader, UNFINISHED_SPARE_NAME, segment_name,
@@ -42,6 +42,22 @@ impl LogDirectory {
             .disk
             .create(&unfinished)
             .map_err(LogError::io("create", &unfinished))?;
+        let made = self.fill_spare(&unfinished, &*file, bytes, stop);
+        if made.is_err() {
+            // On a full disk the half-made file would take what others still need. The error that is
+            // reported is the first one.
+            let _ = self.disk.remove(&unfinished);
+        }
+        made
+    }
+
+    fn fill_spare(
+        &self,
+        unfinished: &Path,
+        file: &dyn DiskFile,
+        bytes: u64,
+        stop: &AtomicBool,
+    ) -> Result<(), LogError> {
         let chunk = vec![0; ZERO_CHUNK_BYTES.min(bytes as usize)];
         let mut offset = 0;
         let mut chunks = 0;
@@ -51,18 +67,17 @@ impl LogDirectory {
             }
             let length = (bytes - offset).min(chunk.len() as u64);
             file.write_at(&chunk[..length as usize], offset)
-                .map_err(LogError::io("reserve space for", &unfinished))?;
+                .map_err(LogError::io("reserve space for", unfinished))?;
             offset += length;
             chunks += 1;
             if chunks % ZERO_CHUNKS_PER_SYNC == 0 || offset == bytes {
-                file.sync_data()
-                    .map_err(LogError::io("sync", &unfinished))?;
+                file.sync_data().map_err(LogError::io("sync", unfinished))?;
             }
         }
         let spare = self.file_path(SPARE_NAME);
         self.disk
-            .rename(&unfinished, &spare)
-            .map_err(LogError::io("rename", &unfinished))?;
+            .rename(unfinished, &spare)
+            .map_err(LogError::io("rename", unfinished))?;
         self.sync()
     }
 

@@ -1,4 +1,5 @@
 //! Damaged, missing and foreign files, full and failing disks: refused with a clear message.
+#![allow(clippy::unwrap_used, reason = "in a test an unwrap is an assertion")]
 
 mod support;
 

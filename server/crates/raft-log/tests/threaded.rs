@@ -1,4 +1,5 @@
 //! The log on the real disk, with its writer thread.
+#![allow(clippy::unwrap_used, reason = "in a test an unwrap is an assertion")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! Power failures at every write and sync, with every kind of unsynced rest.
+#![allow(clippy::unwrap_used, reason = "in a test an unwrap is an assertion")]
 
 mod support;
 
