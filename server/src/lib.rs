@@ -11,6 +11,7 @@
 //! ```
 
 pub mod application;
+pub mod applied_position;
 pub mod bootstrap;
 pub mod compaction;
 pub mod config;

@@ -1,0 +1,214 @@
+//! Who this member is, at its first start: one of the first members, or one that was added.
+
+use std::io;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+
+use crate::config::{ClusterState, Config, identity};
+use crate::http::{CLUSTER_ID_HEADER, HttpMember};
+use crate::identity_file::{Identity, SeedMember};
+
+/// The longest that one peer may take to tell its members.
+const MEMBERS_TIMEOUT: Duration = Duration::from_secs(5);
+/// More than any list of members needs.
+const MEMBERS_BYTES_MAX: usize = 1 << 20;
+
+/// Why a member cannot tell who it is.
+#[derive(Debug, thiserror::Error)]
+pub enum BootstrapError {
+    /// The configuration and the cluster contradict each other.
+    #[error("{0}")]
+    Configuration(String),
+    /// No peer told its members.
+    #[error("cannot fetch cluster info from peer urls: {0}")]
+    Peers(String),
+    /// The disk failed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// Decides who a member with an empty data directory is.
+///
+/// # Errors
+/// See [`BootstrapError`].
+pub async fn decide(config: &Config) -> Result<Identity, BootstrapError> {
+    let cluster = config
+        .initial_cluster()
+        .map_err(|error| BootstrapError::Configuration(error.to_string()))?;
+    let seeds: Vec<SeedMember> = cluster
+        .members
+        .iter()
+        .map(|(name, urls)| SeedMember {
+            id: identity::member_id(urls, &config.initial_cluster_token),
+            name: name.clone(),
+            peer_urls: urls.iter().map(ToString::to_string).collect(),
+            is_learner: false,
+        })
+        .collect();
+    match config.initial_cluster_state {
+        ClusterState::New => {
+            let own = seeds
+                .iter()
+                .find(|seed| seed.name == config.name)
+                .ok_or_else(|| {
+                    BootstrapError::Configuration(format!(
+                        "couldn't find local name \"{}\" in the initial cluster configuration",
+                        config.name
+                    ))
+                })?
+                .id;
+            refuse_if_bootstrapped(config, own, &seeds).await?;
+            Ok(Identity {
+                cluster_id: identity::cluster_id(seeds.iter().map(|seed| seed.id)),
+                member_id: own,
+                forms_cluster: true,
+                seeds,
+            })
+        }
+        ClusterState::Existing => join(config, &seeds).await,
+    }
+}
+
+/// A member that lost its data directory must not vote again as if it had never voted: when the
+/// cluster runs and knows this member as started, it has to be removed and added anew.
+async fn refuse_if_bootstrapped(
+    config: &Config,
+    own: u64,
+    seeds: &[SeedMember],
+) -> Result<(), BootstrapError> {
+    for seed in seeds.iter().filter(|seed| seed.id != own) {
+        for peer_url in &seed.peer_urls {
+            let Ok((_, members)) = fetch_members(peer_url).await else {
+                continue;
+            };
+            let started = members
+                .iter()
+                .any(|member| member.id == own && !member.client_urls.is_empty());
+            if started {
+                return Err(BootstrapError::Configuration(format!(
+                    "member {own:x} has already been bootstrapped (name \"{}\"): its data \
+                     directory is gone; remove the member from the cluster and add it again",
+                    config.name
+                )));
+            }
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+async fn join(config: &Config, seeds: &[SeedMember]) -> Result<Identity, BootstrapError> {
+    let own_urls: Vec<String> = config
+        .initial_advertise_peer_urls
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    let mut failures = Vec::new();
+    for seed in seeds.iter().filter(|seed| seed.name != config.name) {
+        for peer_url in &seed.peer_urls {
+            match fetch_members(peer_url).await {
+                Ok((cluster_id, members)) => {
+                    return identity_among(seeds.len(), &own_urls, cluster_id, &members);
+                }
+                Err(error) => failures.push(format!("{peer_url}: {error}")),
+            }
+        }
+    }
+    if failures.is_empty() {
+        failures.push("--initial-cluster names no other member".to_owned());
+    }
+    Err(BootstrapError::Peers(failures.join("; ")))
+}
+
+fn identity_among(
+    named: usize,
+    own_urls: &[String],
+    cluster_id: u64,
+    members: &[HttpMember],
+) -> Result<Identity, BootstrapError> {
+    let sorted = |urls: &[String]| {
+        let mut urls = urls.to_vec();
+        urls.sort();
+        urls
+    };
+    if members.len() != named {
+        return Err(BootstrapError::Configuration(format!(
+            "error validating peerURLs: member count is unequal (the cluster has {}, \
+             --initial-cluster names {named})",
+            members.len()
+        )));
+    }
+    let own = members
+        .iter()
+        .find(|member| sorted(&member.peer_urls) == sorted(own_urls))
+        .ok_or_else(|| {
+            BootstrapError::Configuration(format!(
+                "error validating peerURLs: no member of the cluster has the peer URLs {}; add \
+                 this member with MemberAdd first",
+                own_urls.join(",")
+            ))
+        })?;
+    if !own.name.is_empty() {
+        return Err(BootstrapError::Configuration(format!(
+            "member {:x} has already been bootstrapped: its data directory is gone; remove the \
+             member from the cluster and add it again",
+            own.id
+        )));
+    }
+    Ok(Identity {
+        cluster_id,
+        member_id: own.id,
+        forms_cluster: false,
+        seeds: members
+            .iter()
+            .map(|member| SeedMember {
+                id: member.id,
+                name: member.name.clone(),
+                peer_urls: member.peer_urls.clone(),
+                is_learner: member.is_learner,
+            })
+            .collect(),
+    })
+}
+
+/// Asks a peer port for the members: the cluster id and the list.
+async fn fetch_members(peer_url: &str) -> Result<(u64, Vec<HttpMember>), String> {
+    let client: Client<HttpConnector, Empty<Bytes>> =
+        Client::builder(TokioExecutor::new()).build_http();
+    let url = format!("{}/members", peer_url.trim_end_matches('/'));
+    let request = Request::get(&url)
+        .body(Empty::new())
+        .map_err(|error| error.to_string())?;
+    let exchange = async {
+        let response = client
+            .request(request)
+            .await
+            .map_err(|error| error.to_string())?;
+        let cluster_id = response
+            .headers()
+            .get(CLUSTER_ID_HEADER)
+            .and_then(|value| value.to_str().ok())
+            .and_then(|text| u64::from_str_radix(text, 16).ok())
+            .ok_or("the answer names no cluster")?;
+        let body = Limited::new(response.into_body(), MEMBERS_BYTES_MAX)
+            .collect()
+            .await
+            .map_err(|error| error.to_string())?
+            .to_bytes();
+        let members: Vec<HttpMember> =
+            serde_json::from_slice(&body).map_err(|error| error.to_string())?;
+        if members.is_empty() {
+            return Err("the cluster is not formed yet".to_owned());
+        }
+        Ok((cluster_id, members))
+    };
+    tokio::time::timeout(MEMBERS_TIMEOUT, exchange)
+        .await
+        .map_err(|_| format!("no answer within {MEMBERS_TIMEOUT:?}"))?
+}

@@ -1,0 +1,109 @@
+//! The background deletion of what a compaction made dead.
+//!
+//! A compaction takes effect when its log entry is applied: older revisions cannot be read any
+//! more. Deleting them is this member's own affair, done in paced steps so that it disturbs nobody.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::watch;
+
+use crate::application::Application;
+
+/// The wake-up call of the compaction thread and the revision up to which it has deleted.
+pub struct Compaction {
+    work: Mutex<Work>,
+    woken: Condvar,
+    finished: watch::Sender<i64>,
+}
+
+#[derive(Default)]
+struct Work {
+    pending: bool,
+    closed: bool,
+}
+
+impl Default for Compaction {
+    fn default() -> Self {
+        Self {
+            work: Mutex::default(),
+            woken: Condvar::new(),
+            finished: watch::Sender::new(0),
+        }
+    }
+}
+
+impl Compaction {
+    /// There is something to delete.
+    pub fn wake(&self) {
+        self.work.lock().pending = true;
+        self.woken.notify_one();
+    }
+
+    /// Ends the thread after its current step.
+    pub fn close(&self) {
+        self.work.lock().closed = true;
+        self.woken.notify_one();
+    }
+
+    /// Waits until everything that a compaction at `revision` made dead is deleted here.
+    pub async fn wait_finished(&self, revision: i64) {
+        let mut finished = self.finished.subscribe();
+        // The sender lives as long as the node; when it is gone nobody waits for the answer.
+        let _ = finished.wait_for(|finished| *finished >= revision).await;
+    }
+
+    /// Waits for work, or for `pause` to pass; false when closed.
+    fn wait(&self, pause: Option<Duration>) -> bool {
+        let mut work = self.work.lock();
+        match pause {
+            Some(pause) => {
+                if !work.closed {
+                    self.woken.wait_for(&mut work, pause);
+                }
+            }
+            None => {
+                while !work.pending && !work.closed {
+                    self.woken.wait(&mut work);
+                }
+                work.pending = false;
+            }
+        }
+        !work.closed
+    }
+}
+
+/// The body of the compaction thread: steps of `batch_revisions` with `pause` between them (etcd's
+/// `--compaction-batch-limit` and `--compaction-sleep-interval`).
+pub fn run(
+    application: &Arc<Application>,
+    batch_revisions: usize,
+    pause: Duration,
+    fatal: impl Fn(String),
+) {
+    // A compaction that a crash cut short goes on at start.
+    application.compaction.wake();
+    while application.compaction.wait(None) {
+        loop {
+            let reader = application.reader();
+            let more = match reader.collect_garbage_step(batch_revisions) {
+                Ok(more) => more,
+                Err(error) => {
+                    fatal(format!("compaction failed: {error}"));
+                    return;
+                }
+            };
+            if !more {
+                application
+                    .compaction
+                    .finished
+                    .send_replace(reader.finished_compact_revision());
+                break;
+            }
+            if !application.compaction.wait(Some(pause)) {
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! Leases on this member: who expires when, while it leads.
+
+use std::time::{Duration, Instant};
+
+use metastore_lease::{
+    ExpiryOptions, ExpiryQueue, LeaseState, RenewError, Renewal, revoke_retry_interval,
+};
+use metastore_store::engine::EngineError;
+use metastore_store::{LeaseChange, Reader};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+/// What became of a renewal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Renewed {
+    /// It lives for this many seconds from now; 0: there is no such lease.
+    Ttl(i64),
+    /// Its time was over and its revoke is on its way; ask again when it is gone.
+    Expired,
+    /// This member does not lead.
+    NotLeader,
+}
+
+/// The expiry queue behind a lock, on this process' monotonic clock.
+pub struct LeaseManager {
+    started: Instant,
+    queue: Mutex<ExpiryQueue>,
+    /// Told when a lease is gone, for renewals that wait for an expired one.
+    gone: Notify,
+}
+
+impl LeaseManager {
+    /// A manager that follows; nothing expires until [`LeaseManager::promote`].
+    pub fn new(election_timeout: Duration) -> Self {
+        let options = ExpiryOptions {
+            revoke_retry: revoke_retry_interval(election_timeout),
+            ..ExpiryOptions::default()
+        };
+        Self {
+            started: Instant::now(),
+            queue: Mutex::new(ExpiryQueue::new(options)),
+            gone: Notify::new(),
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Starts from the stored leases.
+    ///
+    /// # Errors
+    /// The engine's.
+    pub fn load(&self, reader: &Reader) -> Result<(), EngineError> {
+        let leases = reader.leases()?;
+        self.queue
+            .lock()
+            .load(leases.into_iter().map(|lease| LeaseState {
+                id: lease.id,
+                granted_ttl: lease.granted_ttl,
+                remaining_ttl: lease.remaining_ttl,
+            }));
+        Ok(())
+    }
+
+    /// Follows what was applied.
+    pub fn apply(&self, changes: &[LeaseChange]) {
+        if changes.is_empty() {
+            return;
+        }
+        let now = self.now();
+        let mut queue = self.queue.lock();
+        for change in changes {
+            match change {
+                LeaseChange::Granted { id, ttl } => queue.grant(*id, *ttl, now),
+                LeaseChange::Revoked { id } => queue.revoke(*id),
+                LeaseChange::Checkpointed { id, remaining_ttl } => {
+                    queue.checkpoint(*id, *remaining_ttl, now);
+                }
+            }
+        }
+        drop(queue);
+        self.gone.notify_waiters();
+    }
+
+    /// This member leads now: every lease gets its whole time again and `extend` on top.
+    pub fn promote(&self, extend: Duration) {
+        self.queue.lock().promote(self.now(), extend);
+    }
+
+    /// This member does not lead any more.
+    pub fn demote(&self) {
+        self.queue.lock().demote();
+        self.gone.notify_waiters();
+    }
+
+    /// Renews a lease.
+    pub fn renew(&self, id: i64) -> Renewed {
+        match self.queue.lock().renew(id, self.now()) {
+            Ok(Renewal::Renewed { ttl }) => Renewed::Ttl(ttl),
+            // Checkpoints are off until their feature gate exists.
+            Ok(Renewal::ClearCheckpointFirst) | Err(RenewError::NotPrimary) => Renewed::NotLeader,
+            Err(RenewError::NotFound) => Renewed::Ttl(0),
+            Err(RenewError::Expired) => Renewed::Expired,
+        }
+    }
+
+    /// Waits until some lease is gone or the leadership moved.
+    pub async fn changed(&self) {
+        self.gone.notified().await;
+    }
+
+    /// Seconds that a lease still has, and its granted TTL; `None` for an unknown lease or when
+    /// this member does not lead.
+    pub fn remaining(&self, id: i64) -> Option<(i64, i64)> {
+        let remaining = self.queue.lock().remaining(id, self.now())?;
+        // etcd cuts off the fraction of a second.
+        let seconds = remaining.remaining?.as_secs();
+        Some((
+            i64::try_from(seconds).unwrap_or(i64::MAX),
+            remaining.granted_ttl,
+        ))
+    }
+
+    /// Ids, those that end first come first.
+    pub fn by_expiry(&self) -> Vec<i64> {
+        self.queue.lock().ids_by_expiry()
+    }
+
+    /// Leases whose time is over and whose revoke should be proposed now.
+    pub fn due(&self, limit: usize) -> Vec<i64> {
+        self.queue.lock().due(self.now(), limit)
+    }
+
+    /// A proposed revoke was not committed.
+    pub fn revoke_failed(&self, id: i64) {
+        self.queue.lock().revoke_failed(id, self.now());
+    }
+}

@@ -1,0 +1,191 @@
+//! Leases as clients ask for them: grants through the log, renewals on the leader.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use metastore_proto::error_text::EtcdError;
+use metastore_proto::etcdserverpb::{LeaseTimeToLiveRequest, LeaseTimeToLiveResponse};
+use prost::Message;
+
+use crate::error::RequestError;
+use crate::lease_manager::Renewed;
+use crate::node::Node;
+use crate::peer_service::{ChangeAnswer, Method};
+
+/// Pause before a renewal that reached no leader is tried again; etcd's own.
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
+/// The longest wait for this member to catch up before a lease counts as unknown; etcd's
+/// `applyTimeout`.
+const APPLY_TIMEOUT: Duration = Duration::from_secs(1);
+
+impl Node {
+    /// Renews a lease here; the new TTL in seconds, 0 for a lease that does not exist. `None`: this
+    /// member does not lead, or cannot be sure that it still does.
+    ///
+    /// # Errors
+    /// `request timed out, waiting for the applied index took too long`.
+    pub async fn renew_lease_as_leader(&self, id: i64) -> Result<Option<i64>, EtcdError> {
+        let mut caught_up = false;
+        loop {
+            // The contact clock makes `leader` empty when no quorum answered within an election
+            // time-out, so a cut-off leader stops promising lives that it cannot keep.
+            if !self.is_leader() {
+                return Ok(None);
+            }
+            let gone = self.application.leases.changed();
+            match self.application.leases.renew(id) {
+                // It may still be on its way through the log: unknown only once everything
+                // committed is applied.
+                Renewed::Ttl(0) if !caught_up => {
+                    self.catch_up().await?;
+                    caught_up = true;
+                }
+                Renewed::Ttl(ttl) => return Ok(Some(ttl)),
+                Renewed::Expired => gone.await,
+                Renewed::NotLeader => return Ok(None),
+            }
+        }
+    }
+
+    async fn catch_up(&self) -> Result<(), EtcdError> {
+        tokio::time::timeout(
+            APPLY_TIMEOUT,
+            self.consensus.wait_applied(self.status().committed),
+        )
+        .await
+        .map_err(|_| EtcdError::TimeoutWaitAppliedIndex)
+    }
+
+    /// Answers TimeToLive from this member's clock if it leads.
+    ///
+    /// # Errors
+    /// The engine's.
+    pub fn lease_time_to_live_as_leader(
+        &self,
+        request: &LeaseTimeToLiveRequest,
+    ) -> Result<Option<LeaseTimeToLiveResponse>, RequestError> {
+        if !self.is_leader() {
+            return Ok(None);
+        }
+        let reader = self.reader();
+        let Some((remaining, granted_ttl)) = self.application.leases.remaining(request.id) else {
+            return Ok(Some(unknown_lease(request.id)));
+        };
+        let keys = if request.keys {
+            reader.lease_keys(request.id)?
+        } else {
+            Vec::new()
+        };
+        Ok(Some(LeaseTimeToLiveResponse {
+            header: None,
+            id: request.id,
+            ttl: remaining,
+            granted_ttl,
+            keys,
+        }))
+    }
+
+    /// Renews a lease, here or through the leader; the TTL in seconds, 0 for an unknown lease.
+    ///
+    /// # Errors
+    /// `no leader`, `request timed out`.
+    pub async fn renew_lease(&self, id: i64) -> Result<i64, RequestError> {
+        let attempt = async {
+            loop {
+                if *self.stopping.borrow() {
+                    return Err(EtcdError::Stopped);
+                }
+                match self.leader() {
+                    Some(leader) if leader == self.member_id => {
+                        if let Some(ttl) = self.renew_lease_as_leader(id).await? {
+                            return Ok(ttl);
+                        }
+                    }
+                    Some(leader) => {
+                        let body = Bytes::copy_from_slice(&id.to_be_bytes());
+                        let answer = self
+                            .consensus
+                            .call_peer(
+                                leader,
+                                Method::LeaseRenew as u32,
+                                body,
+                                self.request_timeout(),
+                            )
+                            .await;
+                        let answer = answer
+                            .ok()
+                            .and_then(|bytes| ChangeAnswer::decode(bytes).ok());
+                        if let Some(answer) = answer
+                            && !answer.not_leader
+                        {
+                            return Ok(answer.ttl_seconds);
+                        }
+                    }
+                    None => {}
+                }
+                tokio::time::sleep(RETRY_INTERVAL).await;
+            }
+        };
+        match tokio::time::timeout(self.request_timeout(), attempt).await {
+            Ok(result) => Ok(result?),
+            Err(_) if self.leader().is_none() => Err(EtcdError::NoLeader.into()),
+            Err(_) => Err(EtcdError::Timeout.into()),
+        }
+    }
+
+    /// A lease's time to live, asked of the leader; TTL −1 for an unknown lease.
+    ///
+    /// # Errors
+    /// `no leader`, `request timed out`, the engine's.
+    pub async fn lease_time_to_live(
+        &self,
+        request: LeaseTimeToLiveRequest,
+    ) -> Result<LeaseTimeToLiveResponse, RequestError> {
+        let started = Instant::now();
+        let body = Bytes::from(request.encode_to_vec());
+        while started.elapsed() < self.request_timeout() {
+            match self.leader() {
+                Some(leader) if leader == self.member_id => {
+                    // Leases that are committed are seen (etcd waits for the applied index).
+                    self.catch_up().await?;
+                    if let Some(response) = self.lease_time_to_live_as_leader(&request)? {
+                        return Ok(response);
+                    }
+                }
+                Some(leader) => {
+                    let answer = self
+                        .consensus
+                        .call_peer(
+                            leader,
+                            Method::LeaseTimeToLive as u32,
+                            body.clone(),
+                            self.request_timeout(),
+                        )
+                        .await;
+                    if let Some(response) = answer
+                        .ok()
+                        .and_then(|bytes| LeaseTimeToLiveResponse::decode(bytes).ok())
+                    {
+                        return Ok(response);
+                    }
+                }
+                None => {}
+            }
+            tokio::time::sleep(RETRY_INTERVAL).await;
+        }
+        if self.leader().is_none() {
+            return Err(EtcdError::NoLeader.into());
+        }
+        Err(EtcdError::Timeout.into())
+    }
+}
+
+fn unknown_lease(id: i64) -> LeaseTimeToLiveResponse {
+    LeaseTimeToLiveResponse {
+        header: None,
+        id,
+        ttl: -1,
+        granted_ttl: 0,
+        keys: Vec::new(),
+    }
+}

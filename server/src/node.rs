@@ -1,0 +1,350 @@
+//! One running member: what every service shares.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use metastore_consensus::{Consensus, ConsensusStatus, ProposeError, ReadIndexError};
+use metastore_proto::error_text::EtcdError;
+use metastore_proto::etcdserverpb::ResponseHeader;
+use metastore_proto::internal::{Command, command::Request};
+use metastore_store::{CommandResponse, Reader};
+use prost::Message;
+use tokio::sync::watch;
+
+use crate::application::{Application, Applied, Response};
+use crate::config::Config;
+use crate::error::RequestError;
+use crate::peer_service::{self, Method};
+
+/// Entries that may be committed and not yet applied before new requests are refused.
+const APPLY_BACKLOG_ENTRIES_MAX: u64 = 5000;
+/// What gRPC adds to a message of the largest request; etcd's `grpcOverheadBytes`.
+pub const GRPC_OVERHEAD_BYTES: usize = 512 * 1024;
+/// etcd's `ReqTimeout` without the elections: queueing, computation and disk.
+const REQUEST_TIMEOUT_BASE: Duration = Duration::from_secs(5);
+/// Pause before a read asks again for a leader that it could not reach.
+const LEADER_RETRY_INTERVAL: Duration = Duration::from_millis(50);
+
+/// One running member.
+pub struct Node {
+    /// The effective configuration.
+    pub config: Config,
+    /// This member's id.
+    pub member_id: u64,
+    /// The cluster's id.
+    pub cluster_id: u64,
+    /// The state machine.
+    pub application: Arc<Application>,
+    /// Consensus among the members.
+    pub consensus: Consensus,
+    /// Set when the server stops.
+    pub stopping: watch::Receiver<bool>,
+    status: watch::Receiver<ConsensusStatus>,
+    elections: Elections,
+}
+
+/// When leadership last changed, to choose between etcd's time-out texts.
+#[derive(Default)]
+struct Elections {
+    last_elected: parking_lot::Mutex<Option<Instant>>,
+}
+
+impl Node {
+    /// A node over its running parts.
+    pub fn new(
+        config: Config,
+        member_id: u64,
+        cluster_id: u64,
+        application: Arc<Application>,
+        consensus: Consensus,
+        stopping: watch::Receiver<bool>,
+    ) -> Self {
+        Self {
+            config,
+            member_id,
+            cluster_id,
+            status: consensus.watch_status(),
+            application,
+            consensus,
+            stopping,
+            elections: Elections::default(),
+        }
+    }
+
+    /// Where consensus stands.
+    pub fn status(&self) -> ConsensusStatus {
+        self.status.borrow().clone()
+    }
+
+    /// The current term; cheap.
+    pub fn term(&self) -> u64 {
+        self.status.borrow().term
+    }
+
+    /// The leader that this member has been in contact with; cheap.
+    pub fn leader(&self) -> Option<u64> {
+        self.status.borrow().leader
+    }
+
+    /// Whether this member leads; cheap.
+    pub fn is_leader(&self) -> bool {
+        self.leader() == Some(self.member_id)
+    }
+
+    /// Ends when the server stops.
+    pub fn stopped(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut stopping = self.stopping.clone();
+        async move {
+            // An error means that the sender is gone: stopped as well.
+            let _ = stopping.wait_for(|stopping| *stopping).await.map(|_| ());
+        }
+    }
+
+    /// Changes of [`Node::status`].
+    pub fn watch_status(&self) -> watch::Receiver<ConsensusStatus> {
+        self.status.clone()
+    }
+
+    /// Notes that a leader was elected now.
+    pub fn note_election(&self) {
+        *self.elections.last_elected.lock() = Some(Instant::now());
+    }
+
+    /// Reads of the published state.
+    pub fn reader(&self) -> Arc<Reader> {
+        self.application.reader()
+    }
+
+    /// Whether this member is a learner.
+    pub fn is_learner(&self) -> bool {
+        self.application
+            .directory
+            .current()
+            .is_learner(self.member_id)
+    }
+
+    /// The longest a proposal or a linearizable read may take: etcd's `ReqTimeout`.
+    pub fn request_timeout(&self) -> Duration {
+        REQUEST_TIMEOUT_BASE + 2 * self.config.election_timeout
+    }
+
+    /// The largest message that a client may send.
+    pub fn receive_bytes_max(&self) -> usize {
+        self.config.max_request_bytes + GRPC_OVERHEAD_BYTES
+    }
+
+    /// A header with the current revision.
+    pub fn header(&self) -> ResponseHeader {
+        self.header_at(self.reader().revision())
+    }
+
+    /// A header with a given revision.
+    pub fn header_at(&self, revision: i64) -> ResponseHeader {
+        ResponseHeader {
+            cluster_id: self.cluster_id,
+            member_id: self.member_id,
+            revision,
+            raft_term: self.term(),
+        }
+    }
+
+    /// Fills the fields of a header that only the member knows.
+    pub fn fill(&self, header: &mut Option<ResponseHeader>) {
+        let header = header.get_or_insert_with(ResponseHeader::default);
+        header.cluster_id = self.cluster_id;
+        header.member_id = self.member_id;
+        header.raft_term = self.term();
+        if header.revision == 0 {
+            header.revision = self.reader().revision();
+        }
+    }
+
+    /// Waits until this member has applied everything that was committed when the call began.
+    ///
+    /// # Errors
+    /// etcd's `leader changed` when leadership moved meanwhile, `request timed out` without a
+    /// leader for the whole request time.
+    pub async fn linearize(&self) -> Result<(), RequestError> {
+        let started = Instant::now();
+        let attempt = async {
+            loop {
+                match self.consensus.read_index().await {
+                    Ok(read_index) => {
+                        self.consensus.wait_applied(read_index.index).await;
+                        return Ok(());
+                    }
+                    Err(ReadIndexError::LeaderChanged) => return Err(EtcdError::LeaderChanged),
+                    Err(ReadIndexError::Stopped) => return Err(EtcdError::Stopped),
+                    Err(ReadIndexError::NoLeader | ReadIndexError::TimedOut) => {
+                        self.leader_or_pause().await?;
+                    }
+                }
+            }
+        };
+        match tokio::time::timeout(self.request_timeout(), attempt).await {
+            Ok(result) => Ok(result?),
+            Err(_) => Err(self.timeout_error(started).into()),
+        }
+    }
+
+    async fn leader_or_pause(&self) -> Result<(), EtcdError> {
+        if *self.stopping.borrow() {
+            return Err(EtcdError::Stopped);
+        }
+        let mut status = self.status.clone();
+        status.mark_unchanged();
+        // Either consensus says something new, or it is time to ask again anyway.
+        let _ = tokio::time::timeout(LEADER_RETRY_INTERVAL, status.changed()).await;
+        Ok(())
+    }
+
+    /// etcd's choice among its time-out texts (`parseProposeCtxErr`).
+    fn timeout_error(&self, started: Instant) -> EtcdError {
+        let election = self.config.election_timeout;
+        if let Some(elected) = *self.elections.last_elected.lock() {
+            let leader_lost = elected.checked_sub(2 * election);
+            if leader_lost.is_some_and(|lost| started > lost) && started < elected {
+                return EtcdError::TimeoutDueToLeaderFail;
+            }
+        }
+        let status = self.status();
+        match status.leader {
+            Some(leader) if leader == self.member_id => {
+                let quorum = status.voters.len() / 2 + 1;
+                let connected = 1 + self
+                    .consensus
+                    .progress()
+                    .iter()
+                    .filter(|peer| status.voters.contains(&peer.id) && peer.id != self.member_id)
+                    .filter(|peer| peer.active_for.is_some_and(|age| age >= started.elapsed()))
+                    .count();
+                if connected < quorum {
+                    EtcdError::TimeoutDueToConnectionLost
+                } else {
+                    EtcdError::Timeout
+                }
+            }
+            _ => EtcdError::Timeout,
+        }
+    }
+
+    /// Refuses a request when too much is committed and not yet applied.
+    fn admit(&self) -> Result<(), EtcdError> {
+        let backlog = self
+            .consensus
+            .committed_index()
+            .saturating_sub(self.consensus.applied_index());
+        if backlog > APPLY_BACKLOG_ENTRIES_MAX {
+            return Err(EtcdError::RequestTooManyRequests);
+        }
+        Ok(())
+    }
+
+    /// Replicates a client's request and answers with what applying it on this member gave.
+    ///
+    /// # Errors
+    /// etcd's error of the request itself, or `too many requests`, `request is too large`,
+    /// `request timed out…`; after a time-out the outcome is unknown.
+    pub async fn propose(&self, request: Request) -> Result<Response, RequestError> {
+        self.admit()?;
+        let request_id = self.application.waiters.next_id();
+        let command = Command {
+            origin_member: self.member_id,
+            request_id,
+            username: String::new(),
+            auth_revision: 0,
+            request: Some(request),
+        };
+        let bytes = Bytes::from(command.encode_to_vec());
+        drop(command);
+        if bytes.len() > self.config.max_request_bytes {
+            return Err(EtcdError::RequestTooLarge.into());
+        }
+        let started = Instant::now();
+        match tokio::time::timeout(
+            self.request_timeout(),
+            self.propose_encoded(bytes, request_id),
+        )
+        .await
+        {
+            Ok(applied) => Ok(applied??),
+            Err(_) => Err(self.timeout_error(started).into()),
+        }
+    }
+
+    async fn propose_encoded(
+        &self,
+        bytes: Bytes,
+        request_id: u64,
+    ) -> Result<Applied, RequestError> {
+        loop {
+            match self.consensus.propose(bytes.clone()).await {
+                Ok(reply) => {
+                    return Ok(*reply
+                        .downcast::<Applied>()
+                        .expect("the application answers every command with Applied"));
+                }
+                Err(ProposeError::NotLeader {
+                    leader: Some(leader),
+                }) if leader != self.member_id => {
+                    if let Some(applied) = self.forward(leader, &bytes, request_id).await? {
+                        return Ok(applied);
+                    }
+                }
+                Err(ProposeError::NotLeader { .. }) => {}
+                Err(ProposeError::Stopped) => return Err(EtcdError::Stopped.into()),
+                // The entry may or may not come to be committed: only time can tell, and the
+                // request's own time-out ends the wait.
+                Err(ProposeError::Unknown) => std::future::pending::<()>().await,
+            }
+            self.leader_or_pause().await?;
+        }
+    }
+
+    /// Sends a proposal to the leader and waits for its apply here. `None`: the leader surely did
+    /// not take it, so it may be sent again.
+    async fn forward(
+        &self,
+        leader: u64,
+        bytes: &Bytes,
+        request_id: u64,
+    ) -> Result<Option<Applied>, RequestError> {
+        let mut waiter = self.application.waiters.register(request_id);
+        let call = self.consensus.call_peer(
+            leader,
+            Method::Propose as u32,
+            bytes.clone(),
+            self.request_timeout(),
+        );
+        tokio::pin!(call);
+        let answer = tokio::select! {
+            biased;
+            applied = waiter.wait() => {
+                return applied.map(Some).ok_or_else(|| EtcdError::Stopped.into());
+            }
+            answer = &mut call => answer,
+        };
+        match peer_service::decode_propose_answer(answer) {
+            peer_service::ProposeAnswer::Accepted => {}
+            peer_service::ProposeAnswer::Refused => return Ok(None),
+            // Lost connection or deadline: it may have been taken.
+            peer_service::ProposeAnswer::Unknown => {}
+        }
+        waiter
+            .wait()
+            .await
+            .map(Some)
+            .ok_or_else(|| EtcdError::Stopped.into())
+    }
+
+    /// [`Node::propose`] for commands of the store.
+    pub async fn propose_store(&self, request: Request) -> Result<CommandResponse, RequestError> {
+        match self.propose(request).await? {
+            Response::Store(response) => Ok(response),
+            other => Err(RequestError::Unknown(format!(
+                "a store command was answered by {other:?}"
+            ))),
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! The Lease service.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures::{Stream, StreamExt};
+use metastore_proto::error_text::EtcdError;
+use metastore_proto::etcdserverpb::lease_server::Lease;
+use metastore_proto::etcdserverpb::{
+    LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse,
+    LeaseLeasesRequest, LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseStatus,
+    LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
+};
+use metastore_proto::internal::LeaseRevokeCommand;
+use metastore_proto::internal::command::Request as Proposal;
+use metastore_store::CommandResponse;
+use rand::Rng;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{OnLearner, check_call, leader_lost};
+use crate::error::RequestError;
+use crate::node::Node;
+
+/// The Lease service of a member.
+#[derive(Clone)]
+pub struct LeaseService {
+    node: Arc<Node>,
+}
+
+impl LeaseService {
+    /// The service of `node`.
+    pub fn new(node: Arc<Node>) -> Self {
+        Self { node }
+    }
+
+    /// LeaseGrant, without gRPC.
+    ///
+    /// # Errors
+    /// As etcd's LeaseGrant.
+    pub async fn grant_inner(
+        &self,
+        mut request: LeaseGrantRequest,
+    ) -> Result<LeaseGrantResponse, RequestError> {
+        while request.id == 0 {
+            request.id = rand::rng().random::<i64>() & i64::MAX;
+        }
+        // The least TTL depends on this member's flags, so it is settled before replication: apply
+        // must not look at a local setting.
+        let minimum = metastore_lease::minimum_ttl_seconds(
+            self.node.config.heartbeat_interval,
+            self.node.config.election_timeout,
+        );
+        request.ttl = metastore_lease::granted_ttl(request.ttl, minimum)
+            .map_err(|_| EtcdError::LeaseTTLTooLarge)?;
+        match self
+            .node
+            .propose_store(Proposal::LeaseGrant(request))
+            .await?
+        {
+            CommandResponse::LeaseGrant(mut response) => {
+                self.node.fill(&mut response.header);
+                Ok(response)
+            }
+            other => Err(RequestError::Unknown(format!(
+                "unexpected result of a lease grant: {other:?}"
+            ))),
+        }
+    }
+
+    /// LeaseRevoke, without gRPC.
+    ///
+    /// # Errors
+    /// As etcd's LeaseRevoke.
+    pub async fn revoke_inner(
+        &self,
+        request: LeaseRevokeRequest,
+    ) -> Result<LeaseRevokeResponse, RequestError> {
+        let command = LeaseRevokeCommand {
+            id: request.id,
+            expired_in_term: 0,
+        };
+        match self
+            .node
+            .propose_store(Proposal::LeaseRevoke(command))
+            .await?
+        {
+            CommandResponse::LeaseRevoke(mut response) => {
+                self.node.fill(&mut response.header);
+                Ok(response)
+            }
+            other => Err(RequestError::Unknown(format!(
+                "unexpected result of a lease revoke: {other:?}"
+            ))),
+        }
+    }
+}
+
+async fn keep_alive(
+    node: &Arc<Node>,
+    request: LeaseKeepAliveRequest,
+) -> Result<LeaseKeepAliveResponse, Status> {
+    // The header is taken before the renewal: its revision must not be later than a revision at
+    // which the lease might already be gone.
+    let header = node.header();
+    let ttl = node.renew_lease(request.id).await?;
+    Ok(LeaseKeepAliveResponse {
+        header: Some(header),
+        id: request.id,
+        ttl,
+    })
+}
+
+#[tonic::async_trait]
+impl Lease for LeaseService {
+    async fn lease_grant(
+        &self,
+        request: Request<LeaseGrantRequest>,
+    ) -> Result<Response<LeaseGrantResponse>, Status> {
+        check_call(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
+        Ok(Response::new(self.grant_inner(request.into_inner()).await?))
+    }
+
+    async fn lease_revoke(
+        &self,
+        request: Request<LeaseRevokeRequest>,
+    ) -> Result<Response<LeaseRevokeResponse>, Status> {
+        check_call(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
+        Ok(Response::new(
+            self.revoke_inner(request.into_inner()).await?,
+        ))
+    }
+
+    type LeaseKeepAliveStream =
+        Pin<Box<dyn Stream<Item = Result<LeaseKeepAliveResponse, Status>> + Send>>;
+
+    async fn lease_keep_alive(
+        &self,
+        request: Request<Streaming<LeaseKeepAliveRequest>>,
+    ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
+        let requires_leader =
+            check_call(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
+        let node = Arc::clone(&self.node);
+        let mut requests = request.into_inner();
+        let stopped = node.stopped();
+        let answers = async_stream::stream! {
+            let lost = async {
+                if requires_leader {
+                    leader_lost(Arc::clone(&node)).await;
+                } else {
+                    std::future::pending::<()>().await;
+                }
+            };
+            tokio::pin!(lost);
+            tokio::pin!(stopped);
+            loop {
+                let request = tokio::select! {
+                    request = requests.next() => request,
+                    () = &mut lost => {
+                        yield Err(EtcdError::NoLeader.into());
+                        return;
+                    }
+                    () = &mut stopped => {
+                        yield Err(EtcdError::Stopped.into());
+                        return;
+                    }
+                };
+                match request {
+                    Some(Ok(request)) => {
+                        let answer = keep_alive(&node, request).await;
+                        let failed = answer.is_err();
+                        yield answer;
+                        if failed {
+                            return;
+                        }
+                    }
+                    Some(Err(status)) => {
+                        yield Err(status);
+                        return;
+                    }
+                    None => return,
+                }
+            }
+        };
+        Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn lease_time_to_live(
+        &self,
+        request: Request<LeaseTimeToLiveRequest>,
+    ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
+        check_call(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
+        let mut response = self.node.lease_time_to_live(request.into_inner()).await?;
+        self.node.fill(&mut response.header);
+        Ok(Response::new(response))
+    }
+
+    async fn lease_leases(
+        &self,
+        request: Request<LeaseLeasesRequest>,
+    ) -> Result<Response<LeaseLeasesResponse>, Status> {
+        check_call(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
+        let leases = self
+            .node
+            .application
+            .leases
+            .by_expiry()
+            .into_iter()
+            .map(|id| LeaseStatus { id })
+            .collect();
+        Ok(Response::new(LeaseLeasesResponse {
+            header: Some(self.node.header()),
+            leases,
+        }))
+    }
+}

@@ -1,0 +1,76 @@
+//! The gRPC services, one file each. A handler validates in etcd's order, asks the node, and fills
+//! the header; it decides nothing else.
+
+pub mod cluster;
+pub mod health;
+pub mod key_value;
+pub mod lease;
+pub mod maintenance;
+pub mod unary;
+pub mod watch;
+
+use std::sync::Arc;
+
+use http::HeaderMap;
+use metastore_proto::error_text::EtcdError;
+use tonic::Status;
+
+use crate::node::Node;
+
+/// Metadata key by which a client asks for an immediate error without a leader.
+const REQUIRE_LEADER_KEY: &str = "hasleader";
+const REQUIRE_LEADER_VALUE: &str = "true";
+const CLIENT_API_VERSION_KEY: &str = "client-api-version";
+
+/// Whether a call works on a learner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnLearner {
+    /// It does: serializable reads, status.
+    Allowed,
+    /// It does not.
+    Refused,
+}
+
+/// The checks that etcd's interceptors make before every call. Returns whether the client asked
+/// for a leader.
+///
+/// # Errors
+/// `rpc not supported for learner`, `invalid client api version`, `no leader`.
+pub fn check_call(
+    node: &Arc<Node>,
+    headers: &HeaderMap,
+    on_learner: OnLearner,
+) -> Result<bool, Status> {
+    if on_learner == OnLearner::Refused && node.is_learner() {
+        return Err(EtcdError::NotSupportedForLearner.into());
+    }
+    if let Some(version) = headers.get(CLIENT_API_VERSION_KEY)
+        && std::str::from_utf8(version.as_bytes()).is_err()
+    {
+        return Err(EtcdError::InvalidClientAPIVersion.into());
+    }
+    let requires_leader = headers
+        .get(REQUIRE_LEADER_KEY)
+        .is_some_and(|value| value.as_bytes() == REQUIRE_LEADER_VALUE.as_bytes());
+    if requires_leader && node.leader().is_none() {
+        return Err(EtcdError::NoLeader.into());
+    }
+    Ok(requires_leader)
+}
+
+/// Election time-outs without a leader after which streams that asked for one are ended; etcd's
+/// `maxNoLeaderCnt`.
+const LEADERLESS_ELECTIONS_MAX: u32 = 3;
+
+/// Ends when the member has had no leader for about three election time-outs, or never.
+pub async fn leader_lost(node: Arc<Node>) {
+    let mut misses = 0;
+    while misses < LEADERLESS_ELECTIONS_MAX {
+        tokio::time::sleep(node.config.election_timeout).await;
+        if node.leader().is_none() {
+            misses += 1;
+        } else {
+            misses = 0;
+        }
+    }
+}

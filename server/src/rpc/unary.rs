@@ -1,0 +1,193 @@
+//! Unary gRPC calls without a framework: one message in, one message out.
+//!
+//! The hot calls (Range, Put, DeleteRange, Txn) are 5 to 10 µs cheaper than through tonic, and the
+//! errors of the framing itself (too large, compressed) get the codes and texts that grpc-go sends.
+//! Streams and rare calls use tonic.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use prost::Message;
+use tonic::{Code, Status};
+
+/// Flag and length in front of each message.
+const PREFIX_BYTES: usize = 5;
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/grpc");
+const STATUS_OK: HeaderValue = HeaderValue::from_static("0");
+
+/// The body of an answer on the client port.
+pub enum ResponseBody {
+    /// One gRPC message and its trailers.
+    Unary(UnaryBody),
+    /// A watch stream.
+    Watch(Box<super::watch::WatchBody>),
+    /// A stream, or a call that tonic answers.
+    Tonic(tonic::body::Body),
+    /// Plain HTTP.
+    Plain(http_body_util::Full<Bytes>),
+}
+
+/// One gRPC message and its trailers.
+pub struct UnaryBody {
+    message: Option<Bytes>,
+    trailers: bool,
+}
+
+impl HttpBody for ResponseBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        match self.get_mut() {
+            Self::Unary(body) => {
+                if let Some(message) = body.message.take() {
+                    return Poll::Ready(Some(Ok(Frame::data(message))));
+                }
+                if std::mem::take(&mut body.trailers) {
+                    let mut trailers = HeaderMap::with_capacity(1);
+                    trailers.insert(GRPC_STATUS, STATUS_OK);
+                    return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+                }
+                Poll::Ready(None)
+            }
+            Self::Watch(body) => Pin::new(&mut **body).poll_frame(context),
+            Self::Tonic(body) => Pin::new(body).poll_frame(context),
+            Self::Plain(body) => Pin::new(body)
+                .poll_frame(context)
+                .map_err(|never| match never {}),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Unary(body) => body.message.is_none() && !body.trailers,
+            Self::Watch(body) => body.is_end_stream(),
+            Self::Tonic(body) => body.is_end_stream(),
+            Self::Plain(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Unary(_) | Self::Watch(_) => SizeHint::default(),
+            Self::Tonic(body) => body.size_hint(),
+            Self::Plain(body) => body.size_hint(),
+        }
+    }
+}
+
+/// The answer to a failed call.
+pub fn failure(status: Status) -> Response<ResponseBody> {
+    status
+        .into_http::<tonic::body::Body>()
+        .map(ResponseBody::Tonic)
+}
+
+fn success(message: Bytes) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::Unary(UnaryBody {
+        message: Some(message),
+        trailers: true,
+    }));
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, GRPC_CONTENT_TYPE);
+    response
+}
+
+/// Reads the message of a unary call.
+async fn read_message(mut body: Incoming, bytes_max: usize) -> Result<Bytes, Status> {
+    let mut received = BytesMut::new();
+    let mut expected = None;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| Status::new(Code::Cancelled, error.to_string()))?;
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
+        // A small call is one frame: no copy.
+        if received.is_empty() && data.len() >= PREFIX_BYTES {
+            let length = message_length(&data, bytes_max)?;
+            if data.len() == PREFIX_BYTES + length {
+                return Ok(data.slice(PREFIX_BYTES..));
+            }
+            received.reserve(PREFIX_BYTES + length);
+            expected = Some(length);
+        }
+        received.extend_from_slice(&data);
+        if expected.is_none() && received.len() >= PREFIX_BYTES {
+            expected = Some(message_length(&received, bytes_max)?);
+        }
+        if let Some(length) = expected
+            && received.len() >= PREFIX_BYTES + length
+        {
+            received.advance(PREFIX_BYTES);
+            received.truncate(length);
+            return Ok(received.freeze());
+        }
+    }
+    Err(Status::internal("the request ended before its message"))
+}
+
+fn message_length(received: &[u8], bytes_max: usize) -> Result<usize, Status> {
+    let mut prefix = &received[..PREFIX_BYTES];
+    if prefix.get_u8() != 0 {
+        return Err(Status::unimplemented(
+            "grpc: Decompressor is not installed for grpc-encoding",
+        ));
+    }
+    let length = prefix.get_u32() as usize;
+    if length > bytes_max {
+        return Err(Status::resource_exhausted(format!(
+            "grpc: received message larger than max ({length} vs. {bytes_max})"
+        )));
+    }
+    Ok(length)
+}
+
+fn encode<A: Message>(answer: &A) -> Bytes {
+    let length = answer.encoded_len();
+    let mut bytes = BytesMut::with_capacity(PREFIX_BYTES + length);
+    bytes.put_u8(0);
+    // Answers above 4 GiB cannot be framed; an engine cannot produce one within its memory.
+    bytes.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
+    answer.encode_raw(&mut bytes);
+    bytes.freeze()
+}
+
+/// Serves one call: reads and decodes the request, runs the handler, frames its answer.
+pub async fn serve<Q, A, F>(
+    request: Request<Incoming>,
+    bytes_max: usize,
+    handler: impl FnOnce(HeaderMap, Q) -> F,
+) -> Response<ResponseBody>
+where
+    Q: Message + Default,
+    A: Message,
+    F: Future<Output = Result<A, Status>>,
+{
+    let (parts, body) = request.into_parts();
+    let message = match read_message(body, bytes_max).await {
+        Ok(message) => message,
+        Err(status) => return failure(status),
+    };
+    let request = match Q::decode(message) {
+        Ok(request) => request,
+        Err(error) => {
+            return failure(Status::internal(format!(
+                "grpc: error unmarshalling request: {error}"
+            )));
+        }
+    };
+    match handler(parts.headers, request).await {
+        Ok(answer) => success(encode(&answer)),
+        Err(status) => failure(status),
+    }
+}

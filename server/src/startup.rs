@@ -1,0 +1,428 @@
+//! From a configuration to a running member, and back to a stopped one.
+
+use std::collections::BTreeSet;
+use std::net::{TcpListener, ToSocketAddrs};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use metastore_consensus::{Consensus, ConsensusOptions, PeerAddress, PeerDirectory, StartError};
+use metastore_proto::internal::{Bootstrap, MemberRecord};
+use metastore_raft_log::{LogIdentity, LogOptions, RaftLog, RealDisk};
+use metastore_store::engine::EngineError;
+use metastore_watch::{Hub, HubOptions};
+use tokio::net::TcpStream;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+
+use crate::application::Application;
+use crate::bootstrap::{self, BootstrapError};
+use crate::compaction;
+use crate::config::{Config, ListenUrl};
+use crate::engines::EngineDirectory;
+use crate::http::HttpService;
+use crate::identity_file::{self, Identity, SeedMember};
+use crate::lease_manager::LeaseManager;
+use crate::listen::{ClientThreads, sockets};
+use crate::member_directory::MemberDirectory;
+use crate::node::{GRPC_OVERHEAD_BYTES, Node};
+use crate::peer_service::{PeerEvent, PeerService};
+use crate::tasks;
+use crate::waiters::Waiters;
+
+/// HTTP connections on the peer port that may wait to be served.
+const PEER_HTTP_CONNECTIONS_MAX: usize = 256;
+/// How long a stopping leader tries to hand over. With the rest of the stop the process ends within
+/// 1.5 s.
+const HAND_OVER_TIMEOUT: Duration = Duration::from_millis(700);
+/// How long a stopping member writes its memory to disk, which only makes the next start faster.
+const FINAL_FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
+/// Why a member does not start or has to end.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Who the member is could not be decided.
+    #[error(transparent)]
+    Bootstrap(#[from] BootstrapError),
+    /// A file or a socket.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    /// The log.
+    #[error("cannot open the log: {0}")]
+    Log(#[from] metastore_raft_log::LogError),
+    /// The engine.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// Consensus.
+    #[error(transparent)]
+    Consensus(#[from] StartError),
+    /// The running member cannot go on.
+    #[error("{0}")]
+    Fatal(String),
+}
+
+struct Peers {
+    directory: Arc<MemberDirectory>,
+    seeds: Vec<SeedMember>,
+}
+
+impl PeerDirectory for Peers {
+    fn addresses(&self, member: u64) -> Vec<PeerAddress> {
+        let directory = self.directory.current();
+        let urls = match directory.members.get(&member) {
+            Some(member) => &member.peer_urls,
+            None => match self.seeds.iter().find(|seed| seed.id == member) {
+                Some(seed) => &seed.peer_urls,
+                None => return Vec::new(),
+            },
+        };
+        urls.iter()
+            .filter_map(|url| ListenUrl::parse(url).ok())
+            .map(|url| PeerAddress {
+                host: url.host.trim_matches(['[', ']']).to_owned(),
+                port: url.port,
+            })
+            .collect()
+    }
+
+    fn is_removed(&self, member: u64) -> bool {
+        self.directory.current().removed.contains(&member)
+    }
+
+    fn is_member(&self, member: u64) -> bool {
+        let directory = self.directory.current();
+        directory.members.contains_key(&member)
+            || (!directory.removed.contains(&member)
+                && self.seeds.iter().any(|seed| seed.id == member))
+    }
+}
+
+fn bind_all(urls: &[ListenUrl]) -> std::io::Result<Vec<TcpListener>> {
+    let mut listeners = Vec::new();
+    for url in urls {
+        for address in url.authority().to_socket_addrs()? {
+            listeners.push(sockets::bind(address)?);
+        }
+    }
+    Ok(listeners)
+}
+
+fn prepare_data_directory(config: &Config) -> std::io::Result<PathBuf> {
+    use std::os::unix::fs::DirBuilderExt;
+    let directory = config.member_dir();
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&directory)
+        .map_err(|error| {
+            std::io::Error::new(
+                error.kind(),
+                format!(
+                    "cannot create data directory {}: {error}",
+                    directory.display()
+                ),
+            )
+        })?;
+    Ok(directory)
+}
+
+fn consensus_options(config: &Config, identity: &Identity) -> ConsensusOptions {
+    let mut options = ConsensusOptions::new(identity.cluster_id, identity.member_id);
+    options.heartbeat_interval = config.heartbeat_interval;
+    options.election_timeout = config.election_timeout;
+    options.pre_vote = config.pre_vote;
+    options.snapshot_entries = config.snapshot_count;
+    options.snapshot_catchup_entries = config.snapshot_catchup_entries;
+    options
+}
+
+fn bootstrap_command(identity: &Identity) -> Option<Bootstrap> {
+    identity.forms_cluster.then(|| Bootstrap {
+        cluster_id: identity.cluster_id,
+        members: identity
+            .seeds
+            .iter()
+            .map(|seed| MemberRecord {
+                id: seed.id,
+                // A member is "started" once it has published its name itself.
+                name: String::new(),
+                peer_urls: seed.peer_urls.clone(),
+                client_urls: Vec::new(),
+                is_learner: false,
+            })
+            .collect(),
+    })
+}
+
+/// Runs a member until it is told to stop.
+///
+/// # Errors
+/// See [`RunError`]; its text is for the person who started the program.
+pub fn run(config: Config) -> Result<(), RunError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .thread_name("admin")
+        .build()?;
+    runtime.block_on(run_async(config))
+}
+
+async fn run_async(config: Config) -> Result<(), RunError> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let directory = prepare_data_directory(&config)?;
+    let peer_listeners = bind_all(&config.listen_peer_urls)?;
+    let client_listeners = bind_all(&config.listen_client_urls)?;
+
+    let identity = match identity_file::read(&directory)? {
+        Some(identity) => identity,
+        None => {
+            let identity = bootstrap::decide(&config).await?;
+            identity_file::write(&directory, &identity)?;
+            identity
+        }
+    };
+    tracing::info!(
+        "local-member-id" = format!("{:x}", identity.member_id),
+        "cluster-id" = format!("{:x}", identity.cluster_id),
+        "data-dir" = %config.data_dir.display(),
+        engine = ?config.engine,
+        "starting member"
+    );
+
+    let log = RaftLog::open(
+        Arc::new(RealDisk),
+        &config
+            .wal_dir
+            .clone()
+            .unwrap_or_else(|| directory.join("log")),
+        LogIdentity {
+            cluster_id: identity.cluster_id,
+            member_id: identity.member_id,
+        },
+        LogOptions::default(),
+    )?;
+    let engines = EngineDirectory::new(config.engine, &directory)?;
+    let waiters = Arc::new(Waiters::new(rand::random()));
+    let leases = Arc::new(LeaseManager::new(config.election_timeout));
+    let hub_options = HubOptions {
+        fragment_bytes: config.max_request_bytes + GRPC_OVERHEAD_BYTES,
+        progress_interval: config.watch_progress_notify_interval,
+        ..HubOptions::default()
+    };
+    let application = Arc::new(Application::open(
+        identity.member_id,
+        engines,
+        waiters,
+        leases,
+        hub_options,
+    )?);
+
+    let (events, mut peer_events) = mpsc::unbounded_channel();
+    let (http_sender, http_connections) = mpsc::channel(PEER_HTTP_CONNECTIONS_MAX);
+    let peer_service = Arc::new(PeerService::new(events.clone(), http_sender));
+    let peers = Arc::new(Peers {
+        directory: Arc::clone(&application.directory),
+        seeds: identity.seeds.clone(),
+    });
+    let consensus = Consensus::start(
+        consensus_options(&config, &identity),
+        log,
+        Arc::clone(&application) as _,
+        peers,
+        peer_listeners,
+        Arc::clone(&peer_service) as _,
+    )?;
+    let (stop, stopping) = watch::channel(false);
+    let node = Arc::new(Node::new(
+        config,
+        identity.member_id,
+        identity.cluster_id,
+        application,
+        consensus,
+        stopping,
+    ));
+    peer_service.serve(Arc::clone(&node));
+    if identity.forms_cluster {
+        let voters: BTreeSet<u64> = identity.seeds.iter().map(|seed| seed.id).collect();
+        node.consensus
+            .initialize(voters)
+            .await
+            .map_err(|error| RunError::Fatal(format!("cannot form the cluster: {error}")))?;
+    }
+
+    start_threads(&node, &events)?;
+    tokio::spawn(serve_peer_http(Arc::clone(&node), http_connections));
+    tokio::spawn(tasks::follow_leadership(
+        Arc::clone(&node),
+        bootstrap_command(&identity),
+    ));
+    tokio::spawn(tasks::expire_leases(Arc::clone(&node)));
+    tokio::spawn(tasks::report_progress(Arc::clone(&node)));
+    tokio::spawn(serve_clients(Arc::clone(&node), client_listeners));
+
+    let outcome = tokio::select! {
+        _ = terminate.recv() => { tracing::info!(signal = "terminated", "received signal; shutting down"); Ok(()) }
+        _ = interrupt.recv() => { tracing::info!(signal = "interrupt", "received signal; shutting down"); Ok(()) }
+        event = peer_events.recv() => match event {
+            Some(PeerEvent::Fatal(message)) => Err(RunError::Fatal(message)),
+            Some(PeerEvent::Removed) | None => {
+                tracing::warn!(
+                    "local-member-id" = format!("{:x}", node.member_id),
+                    "the member has been permanently removed from the cluster; its data directory is of no use any more"
+                );
+                Ok(())
+            }
+        },
+    };
+    if outcome.is_ok() {
+        stop_gently(&node).await;
+    }
+    stop.send_replace(true);
+    node.application.hub.close();
+    node.application.compaction.close();
+    node.consensus.shutdown().await;
+    outcome
+}
+
+fn start_threads(
+    node: &Arc<Node>,
+    events: &mpsc::UnboundedSender<PeerEvent>,
+) -> std::io::Result<()> {
+    for (name, body) in [
+        ("watch", Hub::run as fn(&Hub) -> Result<(), EngineError>),
+        ("watch-catch-up", Hub::run_catch_up),
+    ] {
+        let hub = node.application.hub.clone();
+        let events = events.clone();
+        thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || {
+                if let Err(error) = body(&hub) {
+                    // The receiver ends only when the process does.
+                    let _ = events.send(PeerEvent::Fatal(format!("watch failed: {error}")));
+                }
+            })?;
+    }
+    let application = Arc::clone(&node.application);
+    let (batch, pause) = (
+        node.config.compaction_batch_limit,
+        node.config.compaction_sleep_interval,
+    );
+    let events = events.clone();
+    thread::Builder::new()
+        .name("compaction".to_owned())
+        .spawn(move || {
+            compaction::run(&application, batch, pause, |message| {
+                // The receiver ends only when the process does.
+                let _ = events.send(PeerEvent::Fatal(message));
+            });
+        })?;
+    Ok(())
+}
+
+/// Threads that serve clients when `--client-threads` is 0. One thread saturates more than one core
+/// of consensus and storage work, so every second core gets one.
+fn client_thread_count(config: &Config) -> usize {
+    if config.is_set("client-threads") {
+        return config.client_threads;
+    }
+    thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2))
+}
+
+async fn serve_clients(node: Arc<Node>, listeners: Vec<TcpListener>) {
+    // A member serves clients once its cluster knows it: etcd's "ready".
+    tasks::publish(Arc::clone(&node)).await;
+    let mut status = node.watch_status();
+    if status
+        .wait_for(|status| status.leader.is_some())
+        .await
+        .is_err()
+    {
+        return;
+    }
+    let threads = match ClientThreads::start(&node, client_thread_count(&node.config)) {
+        Ok(threads) => Arc::new(threads),
+        Err(error) => {
+            tracing::error!(%error, "failed to start the client threads");
+            return;
+        }
+    };
+    tracing::info!("ready to serve client requests");
+    for listener in listeners {
+        let address = listener.local_addr();
+        match tokio::net::TcpListener::from_std(listener) {
+            Ok(listener) => {
+                let threads = Arc::clone(&threads);
+                tokio::spawn(async move { threads.accept(listener).await });
+            }
+            Err(error) => {
+                tracing::error!(%error, "failed to listen for clients");
+                return;
+            }
+        }
+        tracing::info!(
+            "traffic" = "grpc+http",
+            address = address
+                .map(|address| address.to_string())
+                .unwrap_or_default(),
+            "serving client traffic insecurely; this is strongly discouraged!"
+        );
+    }
+}
+
+async fn serve_peer_http(node: Arc<Node>, mut connections: mpsc::Receiver<TcpStream>) {
+    while let Some(stream) = connections.recv().await {
+        let service = HttpService::new(Arc::clone(&node));
+        tokio::spawn(async move {
+            let answer = service_fn(move |request| {
+                let service = service.clone();
+                async move { Ok::<_, std::convert::Infallible>(service.call_peer(&request)) }
+            });
+            let _ = hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), answer)
+                .await;
+        });
+    }
+}
+
+/// Hands the leadership to the follower that has been connected longest, and writes what is in
+/// memory to disk.
+async fn stop_gently(node: &Arc<Node>) {
+    let started = Instant::now();
+    if node.is_leader() {
+        let status = node.status();
+        let target = node
+            .consensus
+            .progress()
+            .into_iter()
+            .filter(|peer| peer.id != node.member_id && status.voters.contains(&peer.id))
+            .max_by_key(|peer| (peer.matched, peer.active_for));
+        match target {
+            Some(target) => {
+                let handed_over = node
+                    .consensus
+                    .transfer_leader(target.id, HAND_OVER_TIMEOUT)
+                    .await;
+                match handed_over {
+                    Ok(()) => tracing::info!(
+                        "new-leader-member-id" = format!("{:x}", target.id),
+                        took = ?started.elapsed(),
+                        "leadership transfer finished"
+                    ),
+                    Err(error) => tracing::warn!(%error, "leadership transfer failed"),
+                }
+            }
+            None => tracing::info!("skipped leadership transfer for single voting member cluster"),
+        }
+    }
+    let engine = node.reader().engine();
+    let flush = tokio::task::spawn_blocking(move || engine.flush());
+    if tokio::time::timeout(FINAL_FLUSH_TIMEOUT, flush)
+        .await
+        .is_err()
+    {
+        tracing::info!("the final flush takes long; the next start replays the log instead");
+    }
+}

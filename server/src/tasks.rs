@@ -1,0 +1,187 @@
+//! What a running member does by itself: publishes its name, lets leases expire, agrees on the
+//! cluster version.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use metastore_proto::internal::command::Request;
+use metastore_proto::internal::{
+    Bootstrap, ClusterVersionSet, Command, LeaseRevokeCommand, MemberPublish,
+};
+use prost::Message;
+
+use crate::node::Node;
+use crate::version;
+
+/// How often a leader looks for expired leases; etcd's `500 ms`.
+const LEASE_TICK: Duration = Duration::from_millis(500);
+/// Expired leases that one look proposes to revoke; with [`LEASE_TICK`] 1000 per second.
+const REVOKES_PER_TICK: usize = 500;
+/// Looks for due progress notices in one progress interval.
+const PROGRESS_LOOKS: u32 = 10;
+/// Pause before a proposal of the member's own is tried again.
+const RETRY_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Proposes until it is committed.
+async fn propose_until_done(node: &Arc<Node>, request: Request, what: &str) {
+    while !*node.stopping.borrow() {
+        match node.propose(request.clone()).await {
+            Ok(_) => return,
+            Err(error) => tracing::warn!(%error, what, "failed to propose, will try again"),
+        }
+        tokio::time::sleep(RETRY_INTERVAL).await;
+    }
+}
+
+/// Follows the leadership: lease hand-over and the duties of a new leader.
+pub async fn follow_leadership(node: Arc<Node>, bootstrap: Option<Bootstrap>) {
+    let mut status = node.watch_status();
+    let mut led_term = None;
+    let mut known_leader = None;
+    loop {
+        let (leader, is_leader, term) = {
+            let current = status.borrow_and_update();
+            (current.leader, current.is_leader, current.term)
+        };
+        if leader != known_leader {
+            if leader.is_some() {
+                node.note_election();
+                tracing::info!(
+                    "local-member-id" = format!("{:x}", node.member_id),
+                    leader = leader.map(|id| format!("{id:x}")),
+                    term,
+                    "elected leader"
+                );
+            } else {
+                tracing::warn!(
+                    "local-member-id" = format!("{:x}", node.member_id),
+                    term,
+                    "lost leader"
+                );
+            }
+            known_leader = leader;
+        }
+        if is_leader && led_term != Some(term) {
+            led_term = Some(term);
+            // Everything that earlier leaders granted has to be known before the first lease can
+            // be judged: a barrier through the log sees to that.
+            let node = Arc::clone(&node);
+            let bootstrap = bootstrap.clone();
+            tokio::spawn(async move { take_over(&node, term, bootstrap).await });
+        } else if !is_leader && led_term.is_some() {
+            led_term = None;
+            node.application.leases.demote();
+        }
+        if status.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn take_over(node: &Arc<Node>, term: u64, bootstrap: Option<Bootstrap>) {
+    if node.linearize().await.is_err() || node.term() != term || !node.is_leader() {
+        return;
+    }
+    node.application
+        .leases
+        .promote(node.config.election_timeout);
+    let directory = node.application.directory.current();
+    if let Some(bootstrap) = bootstrap
+        && directory.members.is_empty()
+    {
+        propose_until_done(node, Request::Bootstrap(bootstrap), "bootstrap").await;
+    }
+    if directory.cluster_version.as_deref() != Some(version::CLUSTER_VERSION) {
+        let set = ClusterVersionSet {
+            version: version::CLUSTER_VERSION.to_owned(),
+        };
+        propose_until_done(node, Request::ClusterVersionSet(set), "cluster version").await;
+    }
+}
+
+/// Makes this member's name and client URLs known, once it is in the directory.
+pub async fn publish(node: Arc<Node>) {
+    let wanted = MemberPublish {
+        id: node.member_id,
+        name: node.config.name.clone(),
+        client_urls: node
+            .config
+            .advertise_client_urls
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
+    };
+    while !*node.stopping.borrow() {
+        let known = {
+            let directory = node.application.directory.current();
+            directory.members.get(&node.member_id).map(|member| {
+                member.name == wanted.name && member.client_urls == wanted.client_urls
+            })
+        };
+        match known {
+            Some(true) => return,
+            Some(false) => {
+                propose_until_done(&node, Request::MemberPublish(wanted.clone()), "publish").await;
+            }
+            None => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    }
+}
+
+/// Lets leases expire while this member leads.
+pub async fn expire_leases(node: Arc<Node>) {
+    let mut ticks = tokio::time::interval(LEASE_TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        if *node.stopping.borrow() {
+            return;
+        }
+        if !node.is_leader() {
+            continue;
+        }
+        let term = node.term();
+        let mut offered = 0;
+        while offered < REVOKES_PER_TICK {
+            // The queue offers only as many as may be pending at one time.
+            let due = node.application.leases.due(REVOKES_PER_TICK - offered);
+            if due.is_empty() {
+                break;
+            }
+            offered += due.len();
+            let revokes = due.into_iter().map(|id| revoke_expired(&node, id, term));
+            futures::future::join_all(revokes).await;
+        }
+    }
+}
+
+async fn revoke_expired(node: &Arc<Node>, id: i64, term: u64) {
+    let command = Command {
+        request: Some(Request::LeaseRevoke(LeaseRevokeCommand {
+            id,
+            expired_in_term: term,
+        })),
+        ..Command::default()
+    };
+    let proposal = node
+        .consensus
+        .propose_in_term(Bytes::from(command.encode_to_vec()), term);
+    match tokio::time::timeout(node.request_timeout(), proposal).await {
+        Ok(Ok(_)) => {}
+        // Not committed as far as is known: it will be offered again if the lease still exists.
+        Ok(Err(_)) | Err(_) => node.application.leases.revoke_failed(id),
+    }
+}
+
+/// Lets the watch hub send the periodic progress that is due.
+pub async fn report_progress(node: Arc<Node>) {
+    let started = tokio::time::Instant::now();
+    let mut ticks =
+        tokio::time::interval(node.config.watch_progress_notify_interval / PROGRESS_LOOKS);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    while !*node.stopping.borrow() {
+        ticks.tick().await;
+        node.application.hub.tick(started.elapsed());
+    }
+}
