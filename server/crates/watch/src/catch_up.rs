@@ -114,6 +114,12 @@ pub(crate) fn step(core: &Mutex<Core>) -> Result<bool, EngineError> {
     } else {
         MutexGuard::unlocked(&mut core, || plan.scan())
     };
+    if core.epoch != plan.epoch {
+        // The history was replaced meanwhile, and the old one may be gone: its answer, also an
+        // error, means nothing.
+        start_over(&mut core, &plan);
+        return Ok(true);
+    }
     match scanned {
         Ok(scanned) => finish(&mut core, &plan, &scanned),
         Err(HistoryError::Compacted) => finish_compacted(&mut core, &plan),
@@ -265,10 +271,6 @@ fn finish(core: &mut Core, plan: &Plan, scanned: &Scanned) {
         if !still_reading(core, reader) {
             continue;
         }
-        if core.epoch != plan.epoch {
-            core.enqueue(reader.watcher, reader.next);
-            continue;
-        }
         let events = scanned.chunks[reader.group].since(reader.next);
         if !events.is_empty() && !core.push_history(reader.watcher, scanned.next - 1, events) {
             core.pause(reader.watcher, reader.next);
@@ -290,9 +292,17 @@ fn finish_compacted(core: &mut Core, plan: &Plan) {
         if !still_reading(core, reader) {
             continue;
         }
-        if core.epoch == plan.epoch && reader.next < compact_revision {
+        if reader.next < compact_revision {
             core.cancel_compacted(reader.watcher, compact_revision);
         } else {
+            core.enqueue(reader.watcher, reader.next);
+        }
+    }
+}
+
+fn start_over(core: &mut Core, plan: &Plan) {
+    for reader in &plan.readers {
+        if still_reading(core, reader) {
             core.enqueue(reader.watcher, reader.next);
         }
     }

@@ -146,6 +146,8 @@ struct Simulation {
     /// The present pairs.
     pairs: HashMap<Bytes, EncodedKeyValue>,
     now: Duration,
+    /// Reads nothing before the end, if there is one.
+    stalled_client: Option<usize>,
     queue_bytes: usize,
     largest_revision_bytes: usize,
 }
@@ -162,6 +164,7 @@ impl Simulation {
             fragment_bytes: random.pick(&[200, 1_000, 1 << 20]),
             progress_interval: Duration::from_secs(1),
         };
+        let stalled_client = random.chance(50).then_some(0);
         let interruptions = Interruptions::default();
         let store = Fixture::with_history(options, |reader| InterruptedReader {
             reader,
@@ -176,6 +179,7 @@ impl Simulation {
             expected: BTreeMap::new(),
             pairs: HashMap::new(),
             now: Duration::ZERO,
+            stalled_client,
             queue_bytes,
             largest_revision_bytes: 0,
         };
@@ -211,7 +215,9 @@ impl Simulation {
             82..94 => {
                 let client = self.random.below(CLIENTS);
                 let count = self.random.pick(&[1, 3, 100]);
-                self.read(client, count);
+                if self.stalled_client != Some(client) {
+                    self.read(client, count);
+                }
             }
             94 => self.compact(),
             95 => {
@@ -291,7 +297,7 @@ impl Simulation {
     fn catch_up(&mut self) {
         let mut list: Vec<Interruption> = Vec::new();
         for _ in 0..self.random.below(4) {
-            match self.random.below(4) {
+            match self.random.below(5) {
                 0 => list.push(Box::new(|hub| {
                     hub.dispatch_step().unwrap();
                 })),
@@ -311,6 +317,12 @@ impl Simulation {
                         let revision = self.store.revision();
                         list.push(Box::new(move |hub| hub.publish(events, revision)));
                     }
+                }
+                // A snapshot in the middle of a scan; it holds what is committed so far.
+                3 if self.random.chance(20) => {
+                    self.store.held_back.clear();
+                    let history = self.interrupted_reader();
+                    list.push(Box::new(move |hub| hub.replace_reader(history)));
                 }
                 _ => {
                     let reader = self.store.reader.clone();
@@ -383,10 +395,14 @@ impl Simulation {
     fn install_snapshot(&mut self) {
         self.change();
         self.store.held_back.clear();
-        self.store.hub.replace_reader(InterruptedReader {
+        self.store.hub.replace_reader(self.interrupted_reader());
+    }
+
+    fn interrupted_reader(&self) -> InterruptedReader {
+        InterruptedReader {
             reader: self.store.reader.clone(),
             interruptions: self.interruptions.clone(),
-        });
+        }
     }
 
     fn read(&mut self, client: usize, count: usize) -> usize {
