@@ -26,6 +26,7 @@ pub mod member_directory;
 pub mod membership;
 pub mod node;
 pub mod observe;
+pub mod peer_activity;
 pub mod peer_service;
 pub mod rpc;
 pub mod startup;

@@ -279,12 +279,7 @@ impl Node {
         if started < voters / 2 + 1 {
             return Err(EtcdError::MemberNotEnoughStarted.into());
         }
-        let inactive = id != self.member_id
-            && !self
-                .consensus
-                .progress()
-                .iter()
-                .any(|peer| peer.id == id && peer.active_for.is_some());
+        let inactive = id != self.member_id && self.peers.active_for(id).is_none();
         if inactive {
             // It is down already, so the quorum that works does not need it.
             return Ok(());
@@ -322,14 +317,14 @@ impl Node {
 
     /// How many of `members` have been in contact for `at_least`, this one included.
     pub fn connected_since(&self, at_least: Duration, members: &BTreeSet<u64>) -> usize {
-        let peers = self.consensus.progress();
         members
             .iter()
             .filter(|id| {
                 **id == self.member_id
-                    || peers.iter().any(|peer| {
-                        peer.id == **id && peer.active_for.is_some_and(|age| age >= at_least)
-                    })
+                    || self
+                        .peers
+                        .active_for(**id)
+                        .is_some_and(|age| age >= at_least)
             })
             .count()
     }

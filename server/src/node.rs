@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use crate::application::{Application, Applied, Response};
 use crate::config::Config;
 use crate::error::RequestError;
+use crate::peer_activity::PeerActivity;
 use crate::peer_service::{self, Method};
 
 /// Entries that may be committed and not yet applied before new requests are refused.
@@ -40,6 +41,8 @@ pub struct Node {
     pub consensus: Consensus,
     /// Set when the server stops.
     pub stopping: watch::Receiver<bool>,
+    /// Since when each other member answers.
+    pub peers: PeerActivity,
     status: watch::Receiver<ConsensusStatus>,
     elections: Elections,
 }
@@ -69,6 +72,7 @@ impl Node {
             consensus,
             stopping,
             elections: Elections::default(),
+            peers: PeerActivity::default(),
         }
     }
 
@@ -212,18 +216,20 @@ impl Node {
         match status.leader {
             Some(leader) if leader == self.member_id => {
                 let quorum = status.voters.len() / 2 + 1;
-                let connected = 1 + self
-                    .consensus
-                    .progress()
-                    .iter()
-                    .filter(|peer| status.voters.contains(&peer.id) && peer.id != self.member_id)
-                    .filter(|peer| peer.active_for.is_some_and(|age| age >= started.elapsed()))
-                    .count();
+                let connected = self.connected_since(started.elapsed(), &status.voters);
                 if connected < quorum {
                     EtcdError::TimeoutDueToConnectionLost
                 } else {
                     EtcdError::Timeout
                 }
+            }
+            Some(leader)
+                if self
+                    .peers
+                    .active_for(leader)
+                    .is_none_or(|age| age < started.elapsed()) =>
+            {
+                EtcdError::TimeoutDueToConnectionLost
             }
             _ => EtcdError::Timeout,
         }

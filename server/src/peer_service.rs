@@ -25,6 +25,8 @@ pub enum Method {
     LeaseTimeToLive = 3,
     /// A change of the members: an encoded `MembershipCommand` in, a [`ChangeAnswer`] out.
     ChangeMembership = 4,
+    /// Answers with nothing: the member is there.
+    Ping = 5,
 }
 
 impl Method {
@@ -34,6 +36,7 @@ impl Method {
             Self::LeaseRenew,
             Self::LeaseTimeToLive,
             Self::ChangeMembership,
+            Self::Ping,
         ]
         .into_iter()
         .find(|method| *method as u32 == number)
@@ -158,6 +161,7 @@ fn read_id(body: &Bytes) -> Result<u64, String> {
 
 async fn answer(node: Arc<Node>, method: Method, body: Bytes) -> Result<Bytes, String> {
     match method {
+        Method::Ping => Ok(Bytes::new()),
         Method::Propose => Ok(Bytes::from_static(
             match node.consensus.propose(body).await {
                 Ok(_) => ACCEPTED,

@@ -29,6 +29,7 @@ use crate::lease_manager::LeaseManager;
 use crate::listen::{ClientThreads, sockets};
 use crate::member_directory::MemberDirectory;
 use crate::node::{GRPC_OVERHEAD_BYTES, Node};
+use crate::peer_activity;
 use crate::peer_service::{PeerEvent, PeerService};
 use crate::tasks;
 use crate::waiters::Waiters;
@@ -252,6 +253,8 @@ async fn run_async(config: Config) -> Result<(), RunError> {
             .map_err(|error| RunError::Fatal(format!("cannot form the cluster: {error}")))?;
     }
 
+    node.consensus.campaign_if_alone().await;
+
     start_threads(&node, &events)?;
     tokio::spawn(serve_peer_http(Arc::clone(&node), http_connections));
     tokio::spawn(tasks::follow_leadership(
@@ -260,6 +263,7 @@ async fn run_async(config: Config) -> Result<(), RunError> {
     ));
     tokio::spawn(tasks::expire_leases(Arc::clone(&node)));
     tokio::spawn(tasks::report_progress(Arc::clone(&node)));
+    tokio::spawn(peer_activity::run(Arc::clone(&node)));
     tokio::spawn(serve_clients(Arc::clone(&node), client_listeners));
 
     let outcome = tokio::select! {
@@ -398,7 +402,7 @@ async fn stop_gently(node: &Arc<Node>) {
             .progress()
             .into_iter()
             .filter(|peer| peer.id != node.member_id && status.voters.contains(&peer.id))
-            .max_by_key(|peer| (peer.matched, peer.active_for));
+            .max_by_key(|peer| (peer.matched, node.peers.active_for(peer.id)));
         match target {
             Some(target) => {
                 let handed_over = node

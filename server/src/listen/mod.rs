@@ -104,7 +104,7 @@ fn is_grpc(request: &Request<Incoming>) -> bool {
 
 async fn serve_connection(
     stream: TcpStream,
-    mut grpc: GrpcServices,
+    grpc: GrpcServices,
     http: HttpService,
     streams_max: u32,
 ) {

@@ -40,6 +40,7 @@ impl MaintenanceService {
         let node = &self.node;
         let status = node.status();
         let size = node.reader().size()?;
+        let applied = node.application.applied_index();
         let mut errors = Vec::new();
         if status.leader.is_none() {
             errors.push(EtcdError::NoLeader.text().to_owned());
@@ -49,9 +50,13 @@ impl MaintenanceService {
             version: version::ETCD_VERSION.to_owned(),
             db_size: size.physical_bytes.max(size.logical_bytes).cast_signed(),
             leader: status.leader.unwrap_or_default(),
-            raft_index: status.committed.map_or(0, |position| position.index + 1),
+            // The status is a little older than the applied index, which can only be committed.
+            raft_index: status
+                .committed
+                .map_or(0, |position| position.index + 1)
+                .max(applied),
             raft_term: status.term,
-            raft_applied_index: node.application.applied_index(),
+            raft_applied_index: applied,
             errors,
             db_size_in_use: size.logical_bytes.cast_signed(),
             is_learner: node.is_learner(),

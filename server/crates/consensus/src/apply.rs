@@ -80,10 +80,11 @@ pub(crate) struct AppliedClock {
 }
 
 impl AppliedClock {
+    /// Everything up to `position` can be read. Never goes back.
     pub(crate) fn publish(&self, position: LogPosition) {
         // Index before term: whoever reads a term sees at least its first applied index.
-        self.next.store(position.index + 1, Ordering::SeqCst);
-        self.term.store(position.term, Ordering::SeqCst);
+        self.next.fetch_max(position.index + 1, Ordering::SeqCst);
+        self.term.fetch_max(position.term, Ordering::SeqCst);
         if self.waiting.load(Ordering::SeqCst) == 0 {
             return;
         }
@@ -166,16 +167,12 @@ enum Job {
 type Done = oneshot::Sender<Result<(), StateMachineError>>;
 
 /// Where jobs of the state machine run.
-#[derive(Clone)]
-pub(crate) enum Execution {
+enum Execution {
     /// On an own OS thread, which ends when the last sender is dropped.
-    Thread(crossbeam_channel::Sender<(Job0, Done)>),
+    Thread(crossbeam_channel::Sender<(Job, Done)>),
     /// In the calling task: a simulation has no threads.
     Inline,
 }
-
-/// Hides [`Job`] from the visibility of [`Execution`].
-pub(crate) struct Job0(Job);
 
 /// What the apply thread needs.
 struct Applier {
@@ -248,14 +245,14 @@ impl StateMachineAdapter {
         counters: Arc<Counters>,
     ) -> io::Result<(Self, std::thread::JoinHandle<()>)> {
         let mut adapter = Self::inline(state_machine, clock, fatal.clone(), counters);
-        let (sender, receiver) = crossbeam_channel::unbounded::<(Job0, Done)>();
+        let (sender, receiver) = crossbeam_channel::unbounded::<(Job, Done)>();
         let applier = adapter.applier.clone();
         let thread = std::thread::Builder::new()
             .name("apply".into())
             .spawn(move || {
                 let _reporter = PanicReporter(fatal);
                 for (job, done) in receiver {
-                    let result = applier.run(job.0);
+                    let result = applier.run(job);
                     let failed = result.is_err();
                     // The core may have stopped meanwhile.
                     let _ = done.send(result);
@@ -302,7 +299,7 @@ impl StateMachineAdapter {
         match &self.execution {
             Execution::Thread(sender) => {
                 // Fails only when the thread has ended; then the receiver says so.
-                let _ = sender.send((Job0(job), done));
+                let _ = sender.send((job, done));
             }
             Execution::Inline => {
                 let _ = done.send(self.applier.run(job));
@@ -321,12 +318,18 @@ async fn finish(result: oneshot::Receiver<Result<(), StateMachineError>>) -> io:
 }
 
 /// Answers a proposer, with nothing when it is dropped.
-struct Answer(Option<ApplyResponder<TypeConfig>>);
+struct Answer {
+    responder: Option<ApplyResponder<TypeConfig>>,
+    position: LogPosition,
+    clock: Arc<AppliedClock>,
+}
 
 impl Answer {
     fn into_responder(mut self) -> Responder {
         Box::new(move |reply| {
-            if let Some(responder) = self.0.take() {
+            if let Some(responder) = self.responder.take() {
+                // Whoever gets the answer may at once ask how far this member is.
+                self.clock.publish(self.position);
                 responder.send(Replied(Some(reply)));
             }
         })
@@ -335,7 +338,7 @@ impl Answer {
 
 impl Drop for Answer {
     fn drop(&mut self) {
-        if let Some(responder) = self.0.take() {
+        if let Some(responder) = self.responder.take() {
             responder.send(Replied(None));
         }
     }
@@ -350,7 +353,8 @@ struct Chunk {
 }
 
 impl Chunk {
-    fn push(&mut self, (entry, responder): EntryResponder<TypeConfig>) {
+    fn push(&mut self, (entry, responder): EntryResponder<TypeConfig>, clock: &Arc<AppliedClock>) {
+        let position = position(entry.log_id);
         let command = entry.payload.command();
         self.bytes += command.as_ref().map_or(0, Bytes::len);
         let payload = match (entry.payload.membership(), command) {
@@ -363,9 +367,16 @@ impl Chunk {
             (None, None) => EntryPayload::Blank,
         };
         self.entries.push(CommittedEntry {
-            position: position(entry.log_id),
+            position,
             payload,
-            responder: responder.map(|responder| Answer(Some(responder)).into_responder()),
+            responder: responder.map(|responder| {
+                let answer = Answer {
+                    responder: Some(responder),
+                    position,
+                    clock: clock.clone(),
+                };
+                answer.into_responder()
+            }),
         });
     }
 
@@ -404,7 +415,7 @@ impl RaftStateMachine<TypeConfig> for StateMachineAdapter {
         let mut in_flight = VecDeque::new();
         let mut chunk = Chunk::default();
         while let Some(item) = entries.next().await {
-            chunk.push(item?);
+            chunk.push(item?, &self.applier.clock);
             if !chunk.is_full() {
                 continue;
             }

@@ -299,6 +299,20 @@ impl Consensus {
         }
     }
 
+    /// Stands for election at once when this member is the only voter: nobody else could win, so
+    /// waiting for an election time-out would only delay the start. No effect otherwise.
+    pub async fn campaign_if_alone(&self) {
+        let inner = &*self.inner;
+        let alone = {
+            let membership = inner.leadership.membership();
+            membership.voter_ids().eq([inner.options.member_id])
+        };
+        if alone {
+            // Fails only when the core has stopped.
+            let _ = inner.raft.trigger().elect(false).await;
+        }
+    }
+
     /// Proposes a command; returns what the state machine made of it, after it was applied here.
     /// There is no time-out: when the future is dropped the command may still be committed.
     ///

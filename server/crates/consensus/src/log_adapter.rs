@@ -92,11 +92,7 @@ impl RaftLogReader<TypeConfig> for LogAdapter {
         let mut entries = Vec::new();
         while from < to {
             let part = self.read(from, to, usize::MAX)?;
-            assert!(
-                !part.is_empty(),
-                "the log has entry {from} but does not return it"
-            );
-            from += part.len() as u64;
+            from = next_after(&part, from);
             entries.extend(part);
         }
         Ok(entries)
@@ -129,7 +125,7 @@ impl RaftLogReader<TypeConfig> for LogAdapter {
             while from < to {
                 match log.read(from, to.min(from + READ_ENTRIES_MAX), READ_BYTES_MAX) {
                     Ok(part) => {
-                        from += part.len() as u64;
+                        from = next_after(&part, from);
                         for entry in part {
                             yield Ok(entry);
                         }
@@ -142,6 +138,15 @@ impl RaftLogReader<TypeConfig> for LogAdapter {
             }
         }
     }
+}
+
+/// Index behind a part of the log that was read from `from` on.
+fn next_after(part: &[Entry], from: u64) -> u64 {
+    let last = part.last();
+    last.unwrap_or_else(|| panic!("the log has entry {from} but does not return it"))
+        .log_id
+        .index
+        + 1
 }
 
 /// A completion and the future that waits for it.

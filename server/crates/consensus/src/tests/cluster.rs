@@ -21,7 +21,7 @@ use crate::options::ConsensusOptions;
 use crate::peers::{PeerAddress, PeerDirectory, PeerHandler};
 use crate::transport::Listener;
 use crate::transport::tcp::SharedTcpListener;
-use crate::{Consensus, ProposeError, ReadIndexError, StartError};
+use crate::{Consensus, EntryLog, ProposeError, ReadIndexError, StartError};
 
 pub(super) const CLUSTER: u64 = 0xc1;
 /// How long a wait may take; generous, since many tests share few cores.
@@ -110,9 +110,9 @@ impl PeerHandler for Told {
     }
 }
 
-struct Directory {
-    network: Arc<Network>,
-    toy: Arc<Toy>,
+pub(super) struct Directory {
+    pub(super) network: Arc<Network>,
+    pub(super) toy: Arc<Toy>,
 }
 
 impl PeerDirectory for Directory {
@@ -220,7 +220,8 @@ impl Cluster {
                 .map(|member| self.consensus(*member).leader());
             let leader = named.next()??;
             let agreed = named.all(|other| other == Some(leader));
-            let leads = self.consensus(leader).status().is_leader;
+            // A leader that was stopped is named for a while.
+            let leads = self.members.get(&leader)?.consensus.is_leader();
             (agreed && leads).then_some(leader)
         })
         .await
@@ -304,6 +305,17 @@ pub(super) fn start_member(
     directory: &Path,
     network: &Arc<Network>,
 ) -> Result<Member, StartError> {
+    let log = open_log(&directory.join("log"), member);
+    start_member_with(options, member, directory, network, log)
+}
+
+pub(super) fn start_member_with(
+    options: &ConsensusOptions,
+    member: u64,
+    directory: &Path,
+    network: &Arc<Network>,
+    log: impl EntryLog,
+) -> Result<Member, StartError> {
     let options = ConsensusOptions {
         member_id: member,
         ..options.clone()
@@ -321,7 +333,7 @@ pub(super) fn start_member(
     let handler = told.clone();
     let consensus = Consensus::start_with_transport(
         options,
-        open_log(&directory.join("log"), member),
+        log,
         toy.clone(),
         Arc::new(Directory {
             network: network.clone(),

@@ -1,14 +1,21 @@
 //! Members that die, are cut off, or lie.
 
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use metastore_raft_log::{Completion, LogEntry, LogPosition, LogState, RaftLog};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::cluster::{CLUSTER, Cluster, PATIENCE, eventually, in_time, start_member, test_options};
-use crate::{ConsensusOptions, ReadIndexError, TransferError};
+use super::cluster::{
+    CLUSTER, Cluster, PATIENCE, eventually, in_time, open_log, start_member, start_member_with,
+    test_options,
+};
+use crate::{ConsensusOptions, EntryLog, ReadIndexError, TransferError};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_follower_that_was_away_catches_up() {
@@ -222,6 +229,75 @@ async fn a_wiped_follower_gets_nothing_and_does_not_break_the_leader() {
     assert!(cluster.member(follower).toy.commands().is_empty());
     assert_eq!(*cluster.member(leader).told.fatal.lock(), None);
     assert_eq!(cluster.leader_among(vec![leader]).await, leader);
+}
+
+/// A log whose disk fails at some time.
+struct FailingLog {
+    log: RaftLog,
+    failed: Arc<AtomicBool>,
+}
+
+impl EntryLog for FailingLog {
+    fn append(&self, entries: Vec<LogEntry>, done: Completion) {
+        if self.failed.load(Ordering::Relaxed) {
+            done(Err(io::Error::other("the disk is gone")));
+        } else {
+            self.log.append(entries, done);
+        }
+    }
+
+    fn state(&self) -> LogState {
+        self.log.state()
+    }
+
+    fn save_vote(&self, vote: Bytes, done: Completion) {
+        self.log.save_vote(vote, done);
+    }
+
+    fn save_committed(&self, committed: LogPosition) {
+        self.log.save_committed(committed);
+    }
+
+    fn truncate_after(&self, last_kept: Option<LogPosition>, done: Completion) {
+        self.log.truncate_after(last_kept, done);
+    }
+
+    fn purge(&self, up_to: LogPosition, done: Completion) {
+        self.log.purge(up_to, done);
+    }
+
+    fn read(&self, from: u64, to: u64, max_bytes: usize) -> io::Result<Vec<LogEntry>> {
+        EntryLog::read(&self.log, from, to, max_bytes)
+    }
+
+    fn close(&self) {
+        self.log.close();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failing_log_is_fatal_and_acknowledges_nothing() {
+    let mut cluster = Cluster::new(test_options());
+    let directory = cluster.directory.path().join("1");
+    let failed = Arc::new(AtomicBool::new(false));
+    let log = FailingLog {
+        log: open_log(&directory.join("log"), 1),
+        failed: failed.clone(),
+    };
+    let network = &cluster.network;
+    let member = start_member_with(&test_options(), 1, &directory, network, log).unwrap();
+    member.consensus.initialize([1].into()).await.unwrap();
+    cluster.members.insert(1, member);
+    cluster.propose("before").await;
+    failed.store(true, Ordering::Relaxed);
+    let proposed = cluster.consensus(1).propose(Bytes::from_static(b"after"));
+    assert!(in_time("an answer", proposed).await.is_err());
+    let message = eventually("the owner is told", || {
+        cluster.member(1).told.fatal.lock().clone()
+    })
+    .await;
+    assert!(message.contains("the disk is gone"), "{message}");
+    assert_eq!(cluster.member(1).toy.commands(), ["before"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,6 +6,7 @@ mod failures;
 mod membership;
 mod network;
 mod one_member;
+mod simulated;
 mod snapshots;
 mod three_members;
 mod toy;

@@ -1,0 +1,152 @@
+//! Members without threads, in virtual time, on pipes instead of sockets: what a simulation needs,
+//! and the timers without the noise of the machine.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use metastore_raft_log::{LogIdentity, LogOptions, RaftLog, RealDisk};
+use parking_lot::Mutex;
+use tokio::io::{AsyncReadExt, DuplexStream, duplex};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::cluster::{CLUSTER, Directory, Told, eventually};
+use super::network::Network;
+use super::toy::Toy;
+use crate::peers::PeerAddress;
+use crate::transport::{BoxedStream, Connector, Listener, Negotiation};
+use crate::{Consensus, ConsensusOptions, PEER_MAGIC};
+
+/// Listeners by port; the port is the member.
+#[derive(Default)]
+struct Pipes {
+    listeners: Mutex<BTreeMap<u16, mpsc::UnboundedSender<DuplexStream>>>,
+}
+
+struct PipeConnector(Arc<Pipes>);
+
+impl Connector for PipeConnector {
+    fn connect(&self, address: PeerAddress) -> BoxFuture<'static, io::Result<BoxedStream>> {
+        let listener = self.0.listeners.lock().get(&address.port).cloned();
+        Box::pin(async move {
+            let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
+            let (near, far) = duplex(64 * 1024);
+            let listener = listener.ok_or_else(refused)?;
+            listener.send(far).map_err(|_| refused())?;
+            Ok(Box::new(near) as BoxedStream)
+        })
+    }
+}
+
+struct PipeListener(mpsc::UnboundedReceiver<DuplexStream>);
+
+impl Listener for PipeListener {
+    fn accept(&mut self) -> BoxFuture<'_, io::Result<Negotiation>> {
+        Box::pin(async move {
+            let Some(mut stream) = self.0.recv().await else {
+                return std::future::pending().await;
+            };
+            Ok(Box::pin(async move {
+                let mut magic = [0; PEER_MAGIC.len()];
+                stream.read_exact(&mut magic).await?;
+                assert_eq!(magic, PEER_MAGIC);
+                Ok(Some(Box::new(stream) as BoxedStream))
+            }) as Negotiation)
+        })
+    }
+}
+
+async fn start(
+    member: u64,
+    directory: &std::path::Path,
+    pipes: &Arc<Pipes>,
+    network: &Arc<Network>,
+    seed: u64,
+) -> (Consensus, Arc<Toy>) {
+    let port = member as u16;
+    let (sender, receiver) = mpsc::unbounded_channel();
+    pipes.listeners.lock().insert(port, sender);
+    let host = "pipe".to_owned();
+    network.set_address(member, PeerAddress { host, port });
+    let directory = directory.join(member.to_string());
+    let identity = LogIdentity {
+        cluster_id: CLUSTER,
+        member_id: member,
+    };
+    let log_options = LogOptions {
+        segment_bytes: 64 * 1024,
+        ..LogOptions::default()
+    };
+    let log = RaftLog::open_inline(
+        Arc::new(RealDisk),
+        &directory.join("log"),
+        identity,
+        log_options,
+    )
+    .unwrap();
+    let toy = Arc::new(Toy::open(&directory.join("toy")));
+    let options = ConsensusOptions {
+        random_seed: Some(seed),
+        ..ConsensusOptions::new(CLUSTER, member)
+    };
+    let consensus = Consensus::start_here(
+        options,
+        log,
+        toy.clone(),
+        Arc::new(Directory {
+            network: network.clone(),
+            toy: toy.clone(),
+        }),
+        Arc::new(PipeConnector(pipes.clone())),
+        vec![Box::new(PipeListener(receiver))],
+        Arc::new(Told::default()),
+    )
+    .await
+    .unwrap();
+    (consensus, toy)
+}
+
+/// With the default timers (100 ms, 1 s) a dead leader is replaced as etcd's operators expect: not
+/// before one election time-out, and before two.
+#[tokio::test(start_paused = true)]
+async fn a_dead_leader_is_replaced_after_one_to_two_election_timeouts() {
+    let seed = rand::random();
+    let directory = tempfile::tempdir().unwrap();
+    let (pipes, network) = (Arc::default(), Arc::default());
+    let mut members = BTreeMap::new();
+    for member in 1..=3 {
+        let started = start(member, directory.path(), &pipes, &network, seed).await;
+        members.insert(member, started);
+    }
+    for (consensus, _) in members.values() {
+        consensus.initialize([1, 2, 3].into()).await.unwrap();
+    }
+    let leader = eventually("a leader", || members[&1].0.leader()).await;
+    let reply = members[&leader].0.propose("simulated".into()).await;
+    reply.unwrap();
+    let contact = Instant::now();
+    let (dead, _) = members.remove(&leader).unwrap();
+    dead.shutdown().await;
+    let survivors: Vec<Consensus> = members.values().map(|(one, _)| one.clone()).collect();
+    eventually("another leader", || {
+        let mut leaders = survivors.iter().map(Consensus::leader);
+        let first = leaders.next()??;
+        (first != leader && leaders.all(|other| other == Some(first))).then_some(())
+    })
+    .await;
+    let outage = contact.elapsed();
+    assert!(
+        (Duration::from_millis(900)..Duration::from_millis(2000)).contains(&outage),
+        "no leader for {outage:?}; random_seed = {seed}"
+    );
+    eventually("the survivors have applied the command", || {
+        members
+            .values()
+            .all(|(_, toy)| toy.commands() == ["simulated"])
+            .then_some(())
+    })
+    .await;
+}
