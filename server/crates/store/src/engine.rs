@@ -96,7 +96,8 @@ pub enum RowParts {
 /// The rows of one atomic change, in the order in which they are to be applied.
 #[derive(Debug, Default)]
 pub struct WriteBatch {
-    /// Rows of `latest`; `None` removes the row.
+    /// Rows of `latest`; `None` removes the row. The rows of live keys carry their pair; an engine
+    /// for which storing it twice is too dear drops it.
     pub latest: Vec<(Bytes, Option<LatestRow>)>,
     /// New records of `revisions`; the flag says whether the record is a tombstone.
     pub put_revisions: Vec<(Revision, bool, RevisionRecord)>,

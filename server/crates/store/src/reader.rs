@@ -261,9 +261,7 @@ impl Reader {
         }
         let mut scan = collector.finish(to);
         hide_superseded(&mut scan, self.compact_revision());
-        for event in scan.batches.iter_mut().flat_map(|batch| &mut batch.events) {
-            self.show_previous(event, with_previous)?;
-        }
+        self.show_previous(&mut scan, with_previous)?;
         // What was compacted while the scan ran may be missing from it.
         check()?;
         Ok(scan)
@@ -526,26 +524,35 @@ impl Reader {
         }
     }
 
-    /// Makes [`StoredEvent::previous`] of a stored record what a watcher is shown: the key's state
+    /// Makes [`StoredEvent::previous`] of stored records what a watcher is shown: the key's state
     /// one main revision before, if that can still be read.
-    fn show_previous(&self, event: &mut StoredEvent, with_pair: bool) -> Result<(), EngineError> {
-        let main = event.revision.main;
-        // etcd reads at main - 1, so what is compacted there is not shown even if it is stored.
-        if event.created || main - 1 < self.compact_revision() {
-            event.previous = Revision::NONE;
-        }
-        // A transaction can change a key twice; behind its own changes may be a tombstone.
-        let stepped_back = event.previous.main == main;
-        while event.previous.main == main {
-            event.previous = match self.shared.engine.get_revision(event.previous)? {
-                Some((_, record)) => record.previous,
-                None => Revision::NONE,
-            };
-        }
-        if with_pair || stepped_back {
-            event.previous_key_value = self.previous_key_value(event.previous)?;
-            if event.previous_key_value.is_none() {
+    fn show_previous(&self, scan: &mut EventScan, with_pairs: bool) -> Result<(), EngineError> {
+        let compact_revision = self.compact_revision();
+        let mut shown: Vec<&mut StoredEvent> = Vec::new();
+        for event in scan.batches.iter_mut().flat_map(|batch| &mut batch.events) {
+            let main = event.revision.main;
+            // etcd reads at main - 1: what is compacted there is not shown even if it is stored.
+            if event.created || main - 1 < compact_revision {
                 event.previous = Revision::NONE;
+            }
+            // A transaction can change a key twice; behind its own changes may be a tombstone.
+            let stepped_back = event.previous.main == main;
+            while event.previous.main == main {
+                event.previous = match self.shared.engine.get_revision(event.previous)? {
+                    Some((_, record)) => record.previous,
+                    None => Revision::NONE,
+                };
+            }
+            if !event.previous.is_none() && (with_pairs || stepped_back) {
+                shown.push(event);
+            }
+        }
+        let wanted: Vec<Revision> = shown.iter().map(|event| event.previous).collect();
+        let records = self.shared.engine.multi_get_revisions(&wanted)?;
+        for (event, record) in shown.into_iter().zip(records) {
+            match record {
+                Some((false, record)) => event.previous_key_value = Some(record.key_value),
+                Some((true, _)) | None => event.previous = Revision::NONE,
             }
         }
         Ok(())
