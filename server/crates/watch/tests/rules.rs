@@ -1,5 +1,7 @@
 //! The rules of the Watch API, one test each.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod fixture;
 
 use std::time::Duration;

@@ -4,6 +4,8 @@
 //!
 //! `WATCH_SEED=<n>` repeats one run; `WATCH_RUNS=<n>` makes more of them.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod fixture;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
