@@ -123,7 +123,7 @@ pub(crate) struct Core {
     streams: HashMap<StreamId, StreamState>,
     next_stream: StreamId,
     pub(crate) catch_up: CatchUpQueue,
-    /// Streams that asked for progress, and the revision that was published then.
+    /// Streams that asked for progress, and the revision that was visible then.
     progress_asked: Vec<(StreamId, i64)>,
     progress_due: BinaryHeap<Reverse<(Duration, StreamId)>>,
     now: Duration,
@@ -220,7 +220,7 @@ impl Core {
         };
         let output = WatchOutput {
             watch_id: WATCH_ID_OF_NO_WATCHER,
-            header_revision: self.inbox.published(),
+            header_revision: self.visible_revision(),
             created: true,
             canceled: true,
             cancel_reason: reason,
@@ -252,9 +252,10 @@ impl Core {
             self.processed = published;
             self.ring.restart(published + 1);
         }
+        let visible = published.max(self.history.revision());
         let created = WatchOutput {
             watch_id,
-            header_revision: published,
+            header_revision: visible,
             created: true,
             ..WatchOutput::default()
         };
@@ -271,7 +272,7 @@ impl Core {
             fragment: request.fragment,
             progress_notify: request.progress_notify,
             quiet: true,
-            progress_from: if start == 0 { published } else { start },
+            progress_from: if start == 0 { visible } else { start },
         });
         if let Some(stream) = self.streams.get_mut(&stream_id) {
             stream.watchers.insert(watch_id, watcher);
@@ -279,15 +280,15 @@ impl Core {
         if previous {
             self.want_previous();
         }
-        self.place(watcher, start, published);
+        self.place(watcher, start, visible);
     }
 
     /// Puts a new watcher where it belongs by its start revision.
-    fn place(&mut self, watcher: SlabKey, start: i64, published: i64) {
+    fn place(&mut self, watcher: SlabKey, start: i64, visible: i64) {
         let compact_revision = self.history.compact_revision();
         if start == 0 {
-            self.sync(watcher, published + 1);
-        } else if start <= published && start < compact_revision {
+            self.sync(watcher, visible + 1);
+        } else if start <= visible && start < compact_revision {
             self.cancel_compacted(watcher, compact_revision);
         } else if start <= self.processed {
             self.enqueue(watcher, start);
@@ -307,22 +308,28 @@ impl Core {
         }
         let output = WatchOutput {
             watch_id,
-            header_revision: self.inbox.published(),
+            header_revision: self.visible_revision(),
             canceled: true,
             ..WatchOutput::default()
         };
         self.push_control(stream_id, output);
     }
 
-    /// A progress request: answered once the hub has done what is published now, so that the
+    /// A progress request: answered once the hub has done what is visible now, so that the
     /// answer is not older than anything the client has read elsewhere on this member.
     pub(crate) fn request_progress(&mut self, stream: StreamId) {
-        let published = self.inbox.published();
-        if self.processed >= published {
+        let visible = self.visible_revision();
+        if self.processed >= visible {
             self.answer_progress(stream);
         } else if !self.progress_asked.iter().any(|asked| asked.0 == stream) {
-            self.progress_asked.push((stream, published));
+            self.progress_asked.push((stream, visible));
         }
+    }
+
+    /// The revision that a client may have read on this member. Readers see a commit a little
+    /// earlier than it is published here; what a client knows must not reach it as news.
+    fn visible_revision(&self) -> i64 {
+        self.inbox.published().max(self.history.revision())
     }
 
     fn answer_progress(&mut self, stream_id: StreamId) {
@@ -485,7 +492,7 @@ impl Core {
         }
         let (ready, waiting) = std::mem::take(&mut self.progress_asked)
             .into_iter()
-            .partition(|(_, published)| self.processed >= *published);
+            .partition(|(_, visible)| self.processed >= *visible);
         self.progress_asked = waiting;
         let ready: Vec<(StreamId, i64)> = ready;
         for (stream, _) in ready {

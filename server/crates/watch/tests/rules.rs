@@ -70,6 +70,19 @@ fn changes_that_come_one_by_one_are_answered_one_by_one() {
 }
 
 #[test]
+fn what_a_client_could_read_already_is_no_news() {
+    let mut store = Fixture::new();
+    // Readers see a commit before it is published to the hub.
+    store.commit([put("k", "2")]);
+    let mut client = store.client();
+    client.stream.create(&watch("k"));
+    client.stream.request_progress();
+    store.publish();
+    store.settle();
+    assert_eq!(client.all(), ["0 @2: created", "-1 @2: progress"]);
+}
+
+#[test]
 fn an_empty_key_is_the_smallest_key() {
     let mut store = Fixture::new();
     let mut client = store.client();
