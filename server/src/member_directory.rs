@@ -95,6 +95,11 @@ impl MemberDirectory {
         self.current.load_full()
     }
 
+    /// Whether `id` is a learner now; cheaper than [`MemberDirectory::current`].
+    pub fn is_learner(&self, id: u64) -> bool {
+        self.current.load().is_learner(id)
+    }
+
     /// Replaces the directory by another, after a snapshot was installed.
     pub fn replace(&self, directory: Directory) {
         self.current.store(Arc::new(directory));

@@ -246,7 +246,11 @@ impl Node {
             .status()
             .last_log
             .map_or(0, |position| position.index + 1);
-        let matched = matched_entries(id).ok_or(EtcdError::MemberNotFound)?;
+        let matched = if id == self.member_id {
+            last
+        } else {
+            matched_entries(id).ok_or(EtcdError::MemberNotFound)?
+        };
         if matched * 100 < last * LEARNER_READY_PERCENT {
             return Err(EtcdError::LearnerNotReady.into());
         }

@@ -83,7 +83,7 @@ impl Node {
 
     /// The current term; cheap.
     pub fn term(&self) -> u64 {
-        self.status.borrow().term
+        self.consensus.term()
     }
 
     /// The leader that this member has been in contact with; cheap.
@@ -122,10 +122,7 @@ impl Node {
 
     /// Whether this member is a learner.
     pub fn is_learner(&self) -> bool {
-        self.application
-            .directory
-            .current()
-            .is_learner(self.member_id)
+        self.application.directory.is_learner(self.member_id)
     }
 
     /// The longest a proposal or a linearizable read may take: etcd's `ReqTimeout`.
@@ -181,7 +178,7 @@ impl Node {
                     Err(ReadIndexError::LeaderChanged) => return Err(EtcdError::LeaderChanged),
                     Err(ReadIndexError::Stopped) => return Err(EtcdError::Stopped),
                     Err(ReadIndexError::NoLeader | ReadIndexError::TimedOut) => {
-                        self.leader_or_pause().await?;
+                        Box::pin(self.leader_or_pause()).await?;
                     }
                 }
             }
@@ -294,7 +291,8 @@ impl Node {
                 Err(ProposeError::NotLeader {
                     leader: Some(leader),
                 }) if leader != self.member_id => {
-                    if let Some(applied) = self.forward(leader, &bytes, request_id).await? {
+                    let forwarded = Box::pin(self.forward(leader, &bytes, request_id)).await?;
+                    if let Some(applied) = forwarded {
                         return Ok(applied);
                     }
                 }
@@ -304,7 +302,7 @@ impl Node {
                 // request's own time-out ends the wait.
                 Err(ProposeError::Unknown) => std::future::pending::<()>().await,
             }
-            self.leader_or_pause().await?;
+            Box::pin(self.leader_or_pause()).await?;
         }
     }
 

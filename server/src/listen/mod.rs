@@ -25,7 +25,7 @@ use tower::Service;
 use crate::http::HttpService;
 use crate::node::Node;
 use crate::rpc::cluster::ClusterService;
-use crate::rpc::key_value::KeyValueService;
+use crate::rpc::key_value::{self, KeyValueService};
 use crate::rpc::lease::LeaseService;
 use crate::rpc::maintenance::MaintenanceService;
 use crate::rpc::unary::{self, ResponseBody};
@@ -35,6 +35,8 @@ use crate::rpc::watch::WatchService;
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 /// Flow-control window of a connection: one slow stream must not stop the others.
 const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
+const KEY_VALUE_PATH: &str = "/etcdserverpb.KV/";
+const WATCH_PATH: &str = "/etcdserverpb.Watch/";
 /// Connections that may wait for their client thread.
 const PENDING_CONNECTIONS_MAX: usize = 1024;
 
@@ -69,20 +71,19 @@ impl GrpcServices {
         }
     }
 
-    async fn call(&mut self, request: Request<Incoming>) -> Response<ResponseBody> {
-        let uri = request.uri().clone();
-        let (service, method) = uri
+    /// Answers a call of a service that is not asked for thousands of times a second.
+    async fn call_rare(&self, request: Request<Incoming>) -> Response<ResponseBody> {
+        let service = request
+            .uri()
             .path()
             .strip_prefix('/')
             .and_then(|path| path.split_once('/'))
-            .unwrap_or_default();
+            .map_or("", |(service, _)| service);
         let answer = match service {
-            "etcdserverpb.KV" => return self.key_value.call(request, method).await,
-            "etcdserverpb.Watch" => return self.watch.call(request, method),
-            "etcdserverpb.Lease" => self.lease.call(request).await,
-            "etcdserverpb.Cluster" => self.cluster.call(request).await,
-            "etcdserverpb.Maintenance" => self.maintenance.call(request).await,
-            "grpc.health.v1.Health" => self.health.call(request).await,
+            "etcdserverpb.Lease" => self.lease.clone().call(request).await,
+            "etcdserverpb.Cluster" => self.cluster.clone().call(request).await,
+            "etcdserverpb.Maintenance" => self.maintenance.clone().call(request).await,
+            "grpc.health.v1.Health" => self.health.clone().call(request).await,
             _ => {
                 let text = format!("unknown service {service}");
                 return unary::failure(tonic::Status::unimplemented(text));
@@ -95,6 +96,31 @@ impl GrpcServices {
     }
 }
 
+/// What a client connection talks to.
+struct Services {
+    grpc: GrpcServices,
+    http: HttpService,
+}
+
+impl Services {
+    async fn call(self: Arc<Self>, request: Request<Incoming>) -> Response<ResponseBody> {
+        if !is_grpc(&request) {
+            return Box::pin(self.http.call(request))
+                .await
+                .map(ResponseBody::Plain);
+        }
+        if let Some(method) = request.uri().path().strip_prefix(KEY_VALUE_PATH) {
+            let method = key_value::Method::parse(method);
+            return self.grpc.key_value.call(request, method).await;
+        }
+        if let Some(method) = request.uri().path().strip_prefix(WATCH_PATH) {
+            let known = method == "Watch";
+            return self.grpc.watch.call(request, known);
+        }
+        Box::pin(self.grpc.call_rare(request)).await
+    }
+}
+
 fn is_grpc(request: &Request<Incoming>) -> bool {
     request
         .headers()
@@ -102,24 +128,12 @@ fn is_grpc(request: &Request<Incoming>) -> bool {
         .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
 }
 
-async fn serve_connection(
-    stream: TcpStream,
-    grpc: GrpcServices,
-    http: HttpService,
-    streams_max: u32,
-) {
+async fn serve_connection(stream: TcpStream, services: Arc<Services>, streams_max: u32) {
     let peer = stream.peer_addr();
     let service = service_fn(move |request: Request<Incoming>| {
-        let mut grpc = grpc.clone();
-        let http = http.clone();
-        async move {
-            let response = if is_grpc(&request) {
-                grpc.call(request).await
-            } else {
-                http.call(request).await.map(ResponseBody::Plain)
-            };
-            Ok::<_, Infallible>(response)
-        }
+        let answer = Arc::clone(&services).call(request);
+        // On the heap at once: HTTP/2 moves the future several times before it runs.
+        Box::pin(async move { Ok::<_, Infallible>(answer.await) })
     });
     let mut builder = Builder::new(TokioExecutor::new());
     builder
@@ -146,6 +160,11 @@ impl ClientThreads {
     /// # Errors
     /// When the operating system gives no more threads.
     pub fn start(node: &Arc<Node>, count: usize) -> std::io::Result<Self> {
+        let services = Arc::new(Services {
+            grpc: GrpcServices::new(node),
+            http: HttpService::new(Arc::clone(node)),
+        });
+        let streams_max = node.config.max_concurrent_streams;
         let mut connections = Vec::with_capacity(count);
         for number in 0..count.max(1) {
             let (sender, mut receiver) =
@@ -153,28 +172,13 @@ impl ClientThreads {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()?;
-            let node = Arc::clone(node);
+            let services = Arc::clone(&services);
             thread::Builder::new()
                 .name(format!("client-{number}"))
                 .spawn(move || {
-                    let grpc = GrpcServices::new(&node);
-                    let http = HttpService::new(Arc::clone(&node));
-                    let streams_max = node.config.max_concurrent_streams;
                     runtime.block_on(async move {
                         while let Some(stream) = receiver.recv().await {
-                            match TcpStream::from_std(stream) {
-                                Ok(stream) => {
-                                    tokio::spawn(serve_connection(
-                                        stream,
-                                        grpc.clone(),
-                                        http.clone(),
-                                        streams_max,
-                                    ));
-                                }
-                                Err(error) => {
-                                    tracing::warn!(%error, "failed to register a connection");
-                                }
-                            }
+                            tokio::spawn(serve(stream, Arc::clone(&services), streams_max));
                         }
                     });
                 })?;
@@ -197,15 +201,23 @@ impl ClientThreads {
                     }
                 }
             };
-            let prepared = stream.set_nodelay(true).and_then(|()| stream.into_std());
-            match prepared {
-                Ok(stream) => {
-                    if target.send(stream).await.is_err() {
-                        return;
-                    }
+            let stream = match stream.set_nodelay(true).and_then(|()| stream.into_std()) {
+                Ok(stream) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "failed to prepare a client connection");
+                    continue;
                 }
-                Err(error) => tracing::warn!(%error, "failed to prepare a client connection"),
+            };
+            if target.send(stream).await.is_err() {
+                return;
             }
         }
+    }
+}
+
+async fn serve(stream: std::net::TcpStream, services: Arc<Services>, streams_max: u32) {
+    match TcpStream::from_std(stream) {
+        Ok(stream) => serve_connection(stream, services, streams_max).await,
+        Err(error) => tracing::warn!(%error, "failed to register a connection"),
     }
 }

@@ -31,6 +31,34 @@ const FIRST_CHUNK_KEYS: i64 = 10;
 /// to the blocking pool, where it holds up nobody.
 const INLINE_KEYS_MAX: i64 = 1000;
 
+/// A method of the KV service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Method {
+    Range,
+    RangeStream,
+    Put,
+    DeleteRange,
+    Txn,
+    Compact,
+    Unknown,
+}
+
+impl Method {
+    /// The method of this name.
+    pub fn parse(name: &str) -> Self {
+        match name {
+            "Range" => Self::Range,
+            "RangeStream" => Self::RangeStream,
+            "Put" => Self::Put,
+            "DeleteRange" => Self::DeleteRange,
+            "Txn" => Self::Txn,
+            "Compact" => Self::Compact,
+            _ => Self::Unknown,
+        }
+    }
+}
+
 /// The KV service of a member.
 #[derive(Clone)]
 pub struct KeyValueService {
@@ -66,7 +94,7 @@ impl KeyValueService {
         if is_small(&request) {
             return Ok(reader.range(&request)?);
         }
-        blocking(move || Ok(reader.range(&request)?)).await
+        Box::pin(blocking(move || Ok(reader.range(&request)?))).await
     }
 
     /// Put.
@@ -203,12 +231,12 @@ fn is_serializable(request: &TxnRequest) -> bool {
 }
 
 impl KeyValueService {
-    /// Answers a call of the KV service by its method name.
-    pub async fn call(&self, request: Request<Incoming>, method: &str) -> Response<ResponseBody> {
+    /// Answers a call of the KV service.
+    pub async fn call(&self, request: Request<Incoming>, method: Method) -> Response<ResponseBody> {
         let bytes_max = self.node.receive_bytes_max();
         let node = &self.node;
         match method {
-            "Range" => {
+            Method::Range => {
                 unary::serve(
                     request,
                     bytes_max,
@@ -224,42 +252,48 @@ impl KeyValueService {
                 )
                 .await
             }
-            "Put" => {
+            Method::Put => {
                 unary::serve(request, bytes_max, |headers, put| async move {
                     check_call(node, &headers, OnLearner::Refused)?;
                     Ok(self.put(put).await?)
                 })
                 .await
             }
-            "Txn" => {
+            Method::Txn => {
                 unary::serve(request, bytes_max, |headers, txn| async move {
                     check_call(node, &headers, OnLearner::Refused)?;
                     Ok(self.txn(txn).await?)
                 })
                 .await
             }
-            "DeleteRange" => {
+            Method::DeleteRange => {
                 unary::serve(request, bytes_max, |headers, delete| async move {
                     check_call(node, &headers, OnLearner::Refused)?;
                     Ok(self.delete_range(delete).await?)
                 })
                 .await
             }
-            "Compact" => {
+            Method::Compact => {
                 unary::serve(request, bytes_max, |headers, compaction| async move {
                     check_call(node, &headers, OnLearner::Refused)?;
                     Ok(self.compact(compaction).await?)
                 })
                 .await
             }
-            "RangeStream" => Grpc::new(SmallBufferCodec::default())
-                .apply_max_message_size_config(Some(bytes_max), None)
-                .server_streaming(RangeStreaming(self.clone()), request)
+            Method::RangeStream => {
+                let streaming = RangeStreaming(self.clone());
+                Box::pin(async move {
+                    Grpc::new(SmallBufferCodec::default())
+                        .apply_max_message_size_config(Some(bytes_max), None)
+                        .server_streaming(streaming, request)
+                        .await
+                })
                 .await
-                .map(ResponseBody::Tonic),
-            _ => unary::failure(Status::unimplemented(format!(
-                "unknown method {method} for service etcdserverpb.KV"
-            ))),
+                .map(ResponseBody::Tonic)
+            }
+            Method::Unknown => unary::failure(Status::unimplemented(
+                "unknown method for service etcdserverpb.KV",
+            )),
         }
     }
 }

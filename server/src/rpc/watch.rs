@@ -38,12 +38,12 @@ impl WatchService {
         Self { node }
     }
 
-    /// Answers a call of the Watch service by its method name.
-    pub fn call(&self, request: Request<Incoming>, method: &str) -> Response<ResponseBody> {
-        if method != "Watch" {
-            return unary::failure(Status::unimplemented(format!(
-                "unknown method {method} for service etcdserverpb.Watch"
-            )));
+    /// Answers a call of the Watch service; `known`: of its only method.
+    pub fn call(&self, request: Request<Incoming>, known: bool) -> Response<ResponseBody> {
+        if !known {
+            return unary::failure(Status::unimplemented(
+                "unknown method for service etcdserverpb.Watch",
+            ));
         }
         let requires_leader = match check_call(&self.node, request.headers(), OnLearner::Refused) {
             Ok(requires_leader) => requires_leader,

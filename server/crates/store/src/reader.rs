@@ -303,8 +303,9 @@ impl Reader {
             if revision > current {
                 return Err(EtcdError::FutureRev.into());
             }
+            // As in etcd only 0 means "now": below it there is nothing to hash.
             let hash_revision = match revision {
-                ..=0 => current,
+                0 => current,
                 named => named,
             };
             let engine = &*self.shared.engine;

@@ -236,7 +236,7 @@ impl ReferenceModel {
         if revision > self.revision {
             return Err(EtcdError::FutureRev);
         }
-        let at = if revision <= 0 {
+        let at = if revision == 0 {
             self.revision
         } else {
             revision
