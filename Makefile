@@ -1,11 +1,11 @@
-# Each target is one line that calls a script or cargo; scripts/environment.sh finds Rust and RocksDB.
+# Each target is one line that calls a script or cargo; .ci/scripts/environment.sh finds Rust and RocksDB.
 # `check` never writes, `fix` may.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
-ENVIRONMENT := source scripts/environment.sh
+ENVIRONMENT := source .ci/scripts/environment.sh
 
 # The tests start the server as a program, and cargo does not build one package's program for another's tests.
 PREPARE_TESTS := tests/tools/install.sh >/dev/null; cargo build --package metastore-server --bins
@@ -20,11 +20,11 @@ build: ## build the server: target/release/metastore
 
 .PHONY: run
 run: ## start one member on port 2379
-	@scripts/run.sh 1
+	@.ci/scripts/run.sh 1
 
 .PHONY: run-cluster
 run-cluster: ## start three members on ports 2379, 2389 and 2399
-	@scripts/run.sh 3
+	@.ci/scripts/run.sh 3
 
 .PHONY: test
 test: ## run every test; builds etcd's programs once, to compare with
@@ -32,11 +32,11 @@ test: ## run every test; builds etcd's programs once, to compare with
 
 .PHONY: check
 check: ## format, lints, licences and dependencies; writes nothing
-	@$(ENVIRONMENT); scripts/check.sh
+	@$(ENVIRONMENT); .ci/scripts/check.sh
 
 .PHONY: fix
 fix: ## format, apply lints' suggestions, write the generated pages
-	@$(ENVIRONMENT); scripts/fix.sh
+	@$(ENVIRONMENT); .ci/scripts/fix.sh
 
 .PHONY: e2e
 e2e: ## only the tests that start processes

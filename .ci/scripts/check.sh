@@ -2,7 +2,7 @@
 # `make check`: what a reviewer should not have to say. Writes nothing.
 set -euo pipefail
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 cargo fmt --all --check
 cargo clippy --workspace --all-targets -- -D warnings
 if command -v cargo-deny >/dev/null; then

@@ -2,13 +2,13 @@
 # `make run` and `make run-cluster`: builds the server and starts members on this machine, with their
 # data below target/run. Ctrl-C stops them. The data stays; remove the folder to start anew.
 #
-#   scripts/run.sh [members] [flags for every member…]
+#   .ci/scripts/run.sh [members] [flags for every member…]
 #
 # Member N (from 1) serves clients on port 2379 + 10·(N−1) and the other members on the port above it.
 set -euo pipefail
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source scripts/environment.sh
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+source .ci/scripts/environment.sh
 
 members=${1:-1}
 shift || true

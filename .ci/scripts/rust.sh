@@ -7,7 +7,7 @@
 # into a shell; where neither works it says what to do.
 set -euo pipefail
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 minimum=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' "$root/Cargo.toml")
 home_bin=${CARGO_HOME:-$HOME/.cargo}/bin
 
