@@ -74,6 +74,8 @@ pub(crate) struct AppliedClock {
     term: AtomicU64,
     /// Index of the next entry to be applied; 0: nothing was applied.
     next: AtomicU64,
+    /// Bytes of payload that were handed to the state machine since the start.
+    payload_bytes: AtomicU64,
     waiting: AtomicUsize,
     waiters: Mutex<BTreeMap<(u64, u64), oneshot::Sender<()>>>,
     tickets: AtomicU64,
@@ -99,6 +101,11 @@ impl AppliedClock {
             // A reader that gave up has dropped its end.
             let _ = sender.send(());
         }
+    }
+
+    /// Bytes of payload that were handed to the state machine since the start.
+    pub(crate) fn payload_bytes(&self) -> u64 {
+        self.payload_bytes.load(Ordering::Relaxed)
     }
 
     pub(crate) fn position(&self) -> Option<LogPosition> {
@@ -356,7 +363,11 @@ impl Chunk {
     fn push(&mut self, (entry, responder): EntryResponder<TypeConfig>, clock: &Arc<AppliedClock>) {
         let position = position(entry.log_id);
         let command = entry.payload.command();
-        self.bytes += command.as_ref().map_or(0, Bytes::len);
+        let bytes = command.as_ref().map_or(0, Bytes::len);
+        self.bytes += bytes;
+        clock
+            .payload_bytes
+            .fetch_add(bytes as u64, Ordering::Relaxed);
         let payload = match (entry.payload.membership(), command) {
             (Some(membership), command) => {
                 let stored = StoredMembership::new(Some(entry.log_id), membership.clone());

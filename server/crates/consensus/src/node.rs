@@ -1,7 +1,7 @@
 //! The running parts of a member's consensus, all on one runtime.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -238,6 +238,7 @@ impl Node {
                 counters: counters.clone(),
                 fatal: fatal.clone(),
                 building,
+                snapshot_at_bytes: AtomicU64::new(0),
                 sender,
                 last_leader: None,
                 last_ping: Instant::now(),
@@ -281,6 +282,8 @@ struct Caretaker {
     counters: Arc<Counters>,
     fatal: Arc<FatalReporter>,
     building: Arc<AtomicBool>,
+    /// [`AppliedClock::payload_bytes`] when the last snapshot was asked for.
+    snapshot_at_bytes: AtomicU64,
     sender: watch::Sender<ConsensusStatus>,
     last_leader: Option<u64>,
     last_ping: Instant,
@@ -343,7 +346,13 @@ impl Caretaker {
         let count = |last: Option<u64>| last.map_or(0, |index| index + 1);
         let entries =
             count(self.applied.index()).saturating_sub(count(self.leadership.snapshot_index()));
-        if entries >= self.options.snapshot_entries && !self.building.load(Ordering::Acquire) {
+        let bytes = self.applied.payload_bytes();
+        let since = bytes.saturating_sub(self.snapshot_at_bytes.load(Ordering::Relaxed));
+        if entries >= self.options.snapshot_entries
+            && since >= self.options.snapshot_log_bytes
+            && !self.building.load(Ordering::Acquire)
+        {
+            self.snapshot_at_bytes.store(bytes, Ordering::Relaxed);
             // Fails only when the core has stopped.
             let _ = self.raft.trigger().snapshot().await;
         }

@@ -25,6 +25,9 @@ pub struct ConsensusOptions {
     pub pre_vote: bool,
     /// Entries applied since the last snapshot before the next one is built; default 10 000.
     pub snapshot_entries: u64,
+    /// Bytes of commands applied since the last snapshot that there must be as well; default 0. A
+    /// snapshot writes everything out of memory, so many small commands should not cause many.
+    pub snapshot_log_bytes: u64,
     /// Entries kept in the log below the last snapshot; default 5 000.
     pub snapshot_catchup_entries: u64,
     /// How long a membership change may take before its outcome is reported as unknown;
@@ -49,6 +52,7 @@ impl ConsensusOptions {
             election_timeout,
             pre_vote: true,
             snapshot_entries: SNAPSHOT_ENTRIES_DEFAULT,
+            snapshot_log_bytes: 0,
             snapshot_catchup_entries: SNAPSHOT_CATCHUP_ENTRIES_DEFAULT,
             change_timeout: Duration::from_secs(5) + 2 * election_timeout,
             snapshot_progress_timeout: Duration::from_secs(30),
