@@ -321,10 +321,9 @@ impl Consensus {
     pub async fn propose(&self, command: Bytes) -> Result<Reply, ProposeError> {
         let inner = &*self.inner;
         let pending = Pending::start(&inner.counters);
-        if !inner.leadership.role().leads {
-            // Most proposals of a follower end here, without troubling the core.
-            return Err(self.not_leader());
-        }
+        self.until_confirmed()
+            .await
+            .map_err(|leader| ProposeError::NotLeader { leader })?;
         let result = inner.raft.client_write(Command(command)).await;
         pending.end(self.propose_result(result))
     }
@@ -336,6 +335,9 @@ impl Consensus {
     pub async fn propose_in_term(&self, command: Bytes, term: u64) -> Result<Reply, ProposeError> {
         let inner = &*self.inner;
         let pending = Pending::start(&inner.counters);
+        self.until_confirmed()
+            .await
+            .map_err(|leader| ProposeError::NotLeader { leader })?;
         let (responder, result) = ProgressResponder::<TypeConfig, _>::complete_only();
         inner
             .raft
@@ -379,6 +381,36 @@ impl Consensus {
         }
     }
 
+    /// Checks that this member leads, without troubling the core. Fails with the leader to ask
+    /// instead.
+    ///
+    /// openraft refuses proposals of a leader whom no majority has answered yet. For one that was
+    /// just elected that is a matter of one round trip, so it is waited for.
+    async fn until_confirmed(&self) -> Result<(), Option<u64>> {
+        let leadership = &self.inner.leadership;
+        let role = leadership.role();
+        if !role.leads {
+            return Err(self.other_leader());
+        }
+        if leadership.is_confirmed(role) {
+            return Ok(());
+        }
+        let mut changes = self.inner.raft.data_metrics();
+        let confirmed = async {
+            loop {
+                let role = leadership.role();
+                if !role.leads || leadership.is_confirmed(role) || changes.changed().await.is_err()
+                {
+                    return role.leads;
+                }
+            }
+        };
+        match tokio::time::timeout(self.inner.options.election_timeout, confirmed).await {
+            Ok(true) => Ok(()),
+            Ok(false) | Err(_) => Err(self.other_leader()),
+        }
+    }
+
     /// The leader to send somebody to. Never this member: it has just refused, because it is about
     /// to lose or to hand over its leadership.
     fn other_leader(&self) -> Option<u64> {
@@ -400,11 +432,9 @@ impl Consensus {
     ) -> Result<Reply, ChangeError> {
         let inner = &*self.inner;
         let pending = Pending::start(&inner.counters);
-        if !inner.leadership.role().leads {
-            return Err(ChangeError::NotLeader {
-                leader: self.other_leader(),
-            });
-        }
+        self.until_confirmed()
+            .await
+            .map_err(|leader| ChangeError::NotLeader { leader })?;
         let before = inner.leadership.membership();
         let after = change.apply(&before)?;
         let payload = if command.is_empty() {

@@ -131,6 +131,12 @@ impl Leadership {
         }
     }
 
+    /// Whether a majority has answered this leader since its election. Before, openraft takes no
+    /// proposals.
+    pub(crate) fn is_confirmed(&self, role: Role) -> bool {
+        role.sole_voter || self.data.borrow_watched().last_quorum_acked.is_some()
+    }
+
     pub(crate) fn committed(&self) -> Option<LogPosition> {
         self.data.borrow_watched().local_committed.map(position)
     }

@@ -36,13 +36,18 @@ pub(super) const ECHO: u32 = 2;
 pub(super) const HANG: u32 = 3;
 
 /// Waits until `probe` gives something, or fails with the reason.
-pub(super) async fn eventually<T>(reason: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+pub(super) async fn eventually<T>(reason: &str, probe: impl FnMut() -> Option<T>) -> T {
+    let found = eventually_or_none(probe).await;
+    found.unwrap_or_else(|| panic!("still waiting: {reason}"))
+}
+
+async fn eventually_or_none<T>(mut probe: impl FnMut() -> Option<T>) -> Option<T> {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        if let Some(found) = probe() {
+        let found = probe();
+        if found.is_some() || Instant::now() >= deadline {
             return found;
         }
-        assert!(Instant::now() < deadline, "still waiting: {reason}");
         tokio::time::sleep(POLL).await;
     }
 }
@@ -172,7 +177,10 @@ impl Cluster {
         }
         let voters: BTreeSet<u64> = (1..=size).collect();
         for member in cluster.members.values() {
-            member.consensus.initialize(voters.clone()).await.unwrap();
+            let initialized = member.consensus.initialize(voters.clone());
+            in_time("a member is initialized", initialized)
+                .await
+                .unwrap();
         }
         cluster.leader().await;
         cluster
@@ -214,7 +222,7 @@ impl Cluster {
     }
 
     pub(super) async fn leader_among(&self, members: Vec<u64>) -> u64 {
-        eventually("the members agree on a leader that leads", || {
+        let agreed = eventually_or_none(|| {
             let mut named = members
                 .iter()
                 .map(|member| self.consensus(*member).leader());
@@ -224,7 +232,22 @@ impl Cluster {
             let leads = self.members.get(&leader)?.consensus.is_leader();
             (agreed && leads).then_some(leader)
         })
-        .await
+        .await;
+        agreed.unwrap_or_else(|| panic!("no agreement on a leader: {}", self.describe()))
+    }
+
+    /// What the members think, for failures.
+    fn describe(&self) -> String {
+        let mut text = String::new();
+        for (id, member) in &self.members {
+            text += &format!(
+                "\n{id}: {:?}\n   {:?}\n   {:?}",
+                member.consensus.status(),
+                member.consensus.progress(),
+                member.consensus.counters()
+            );
+        }
+        text
     }
 
     /// Proposes on whatever leads, again until there is a definite result.

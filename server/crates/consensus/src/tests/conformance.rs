@@ -16,11 +16,11 @@ use crate::entry_log::EntryLog;
 use crate::log_adapter::LogAdapter;
 use crate::raft_types::TypeConfig;
 
-/// The suite begins some logs at index 1, which openraft itself never does: it asks for entry 0 and
-/// is content with what follows.
-struct MayBeginAtOne(RaftLog);
+/// The suite begins some logs at index 1 or above, which openraft itself never does: it asks for
+/// entry 0 and is content with what follows.
+struct MayBeginAnywhere(RaftLog);
 
-impl EntryLog for MayBeginAtOne {
+impl EntryLog for MayBeginAnywhere {
     fn read(&self, from: u64, to: u64, max_bytes: usize) -> io::Result<Vec<LogEntry>> {
         EntryLog::read(&self.0, from, to, max_bytes).or_else(|error| {
             if from == 0 && to > 1 {
@@ -36,6 +36,15 @@ impl EntryLog for MayBeginAtOne {
     }
 
     fn append(&self, entries: Vec<LogEntry>, done: Completion) {
+        if let (None, Some(first)) = (self.0.state().last, entries.first())
+            && first.index > 1
+        {
+            let before = LogPosition {
+                term: first.term,
+                index: first.index - 1,
+            };
+            self.0.purge(before, Box::new(|result| result.unwrap()));
+        }
         self.0.append(entries, done);
     }
 
@@ -69,7 +78,7 @@ impl StoreBuilder<TypeConfig, LogAdapter, StateMachineAdapter, tempfile::TempDir
     {
         let directory = tempfile::tempdir().unwrap();
         let counters = Arc::new(Counters::default());
-        let log = MayBeginAtOne(open_log(&directory.path().join("log"), 1));
+        let log = MayBeginAnywhere(open_log(&directory.path().join("log"), 1));
         let (adapter, _thread) = StateMachineAdapter::with_thread(
             Arc::new(Toy::open(&directory.path().join("toy"))),
             Arc::new(AppliedClock::default()),
