@@ -175,10 +175,12 @@ impl Connection {
         if head.headers.contains_key("grpc-status") {
             check_status(&head.headers)?;
         }
+        let connection = self.clone();
         Ok(BidiStream {
             sender,
             receiver,
             buffer: BytesMut::new(),
+            _connection: connection,
         })
     }
 
@@ -201,6 +203,8 @@ pub struct BidiStream {
     sender: SendStream<Bytes>,
     receiver: RecvStream,
     buffer: BytesMut,
+    /// The connection closes with its last handle, whatever streams it has.
+    _connection: Connection,
 }
 
 impl BidiStream {

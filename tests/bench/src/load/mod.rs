@@ -178,7 +178,8 @@ pub async fn run_for(options: &LoadOptions, duration: Duration) -> Result<LoadRe
     if options.operation == Operation::Fill {
         run_until(options, std::future::pending()).await
     } else {
-        run_until(options, sleep(duration)).await
+        // Made inside the block: the time of a sleep counts from where it is made.
+        run_until(options, async { sleep(duration).await }).await
     }
 }
 
