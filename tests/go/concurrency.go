@@ -62,7 +62,8 @@ func mutex(ctx context.Context, c *check) {
 					fail("%d hold the lock", inside)
 				}
 				lock.Unlock()
-				owned, err := c.client.Txn(ctx).If(mutex.IsOwner()).Commit()
+				// Without an operation etcd would answer from its own state, which may be old.
+				owned, err := c.client.Txn(ctx).If(mutex.IsOwner()).Then(clientv3.OpGet(mutex.Key())).Commit()
 				if err != nil || !owned.Succeeded {
 					fail("the holder is not the owner: %v", err)
 				}
@@ -98,9 +99,12 @@ func election(ctx context.Context, c *check) {
 
 	won := make(chan int)
 	resign := make(chan struct{})
+	var group sync.WaitGroup
 	for worker := range workers {
 		session := newSession(c, 10)
+		group.Add(1)
 		go func() {
+			defer group.Done()
 			defer session.Close()
 			candidate := concurrency.NewElection(session, c.prefix+"seat")
 			if err := candidate.Campaign(ctx, fmt.Sprint(worker)); err != nil {
@@ -125,6 +129,7 @@ func election(ctx context.Context, c *check) {
 		c.equal("leader", string(leader.Kvs[0].Value), fmt.Sprint(worker))
 		resign <- struct{}{}
 	}
+	group.Wait()
 	c.equal("winners", len(winners), workers)
 	seen := <-observed
 	c.equal("the observer saw a leader", len(seen.Kvs), 1)

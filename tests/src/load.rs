@@ -362,8 +362,10 @@ async fn watch_until(
             continue;
         }
         let changes: Vec<_> = response.events.iter().map(change).collect();
-        let seen = changes.last().map_or(0, |change| change.revision);
-        record.responses.push(WatchSeen { revision: revision(response.header), changes });
+        // A progress notification tells that everything up to its revision has come.
+        let header = revision(response.header);
+        let seen = changes.last().map_or(header, |change| change.revision);
+        record.responses.push(WatchSeen { revision: header, changes });
         if seen.unsigned_abs() >= shared.last_revision.load(Ordering::Relaxed) {
             return Ok(record);
         }

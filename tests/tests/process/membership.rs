@@ -1,0 +1,147 @@
+//! Members that come and go.
+
+use std::time::Duration;
+
+use metastore_proto::etcdserverpb as pb;
+use metastore_tests::load::{Load, LoadOptions};
+use metastore_tests::member::ids;
+use metastore_tests::programs::subject;
+use metastore_tests::{Cluster, Member, MemberBuilder, eventually};
+
+use crate::{SOME_WRITES, within};
+
+/// etcd refuses changes of the membership until its members have been connected for five seconds.
+const CHANGE_LIMIT: Duration = Duration::from_secs(30);
+
+async fn remove(cluster: &Cluster, through: usize, id: u64) {
+    let client = cluster.members[through].client();
+    eventually("the member is removed", CHANGE_LIMIT, || async {
+        let request = pb::MemberRemoveRequest { id };
+        client.cluster.clone().member_remove(request).await.map_err(|error| error.to_string())
+    })
+    .await;
+}
+
+async fn promote(cluster: &Cluster, id: u64) {
+    let client = cluster.members[0].client();
+    eventually("the learner is promoted", CHANGE_LIMIT, || async {
+        let request = pb::MemberPromoteRequest { id };
+        client.cluster.clone().member_promote(request).await.map_err(|error| error.to_string())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_grows_from_one_to_three_and_back_under_load() {
+    within(async {
+        let mut cluster = Cluster::start(subject(), 1).await;
+        let load = Load::start(cluster.endpoints(), LoadOptions::default());
+        load.progress(SOME_WRITES, "one member works").await;
+        let mut added = Vec::new();
+        for learner in [true, false] {
+            let (index, id) = cluster.add_member(learner).await;
+            if learner {
+                let status = cluster.members[index].client().status().await.unwrap();
+                assert!(status.is_learner);
+                promote(&cluster, id).await;
+            }
+            load.progress(SOME_WRITES, "the larger cluster works").await;
+            added.push((index, id));
+        }
+        
+        let members = cluster.members[0].client().members().await.unwrap();
+        assert_eq!(members.len(), 3);
+        assert!(members.iter().all(|member| !member.is_learner && !member.name.is_empty()));
+
+        for (index, id) in added {
+            remove(&cluster, 0, id).await;
+            let status = cluster.members[index]
+                .wait_for_exit("it was removed from the cluster", CHANGE_LIMIT)
+                .await;
+            eprintln!("the removed member ended with {status}");
+            load.progress(SOME_WRITES, "the smaller cluster works").await;
+            let left = ids(&cluster.members[0].client().members().await.unwrap());
+            assert!(!left.contains(&id));
+        }
+        load.stop_and_check().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removed_member_never_comes_back() {
+    within(async {
+        let mut cluster = Cluster::start(subject(), 3).await;
+        cluster.members[0].client().put("a", "1").await.unwrap();
+        let victim = (cluster.leader().await + 1) % 3;
+        let id = cluster.members[victim].client().status().await.unwrap().header.unwrap().member_id;
+        let other = (victim + 1) % 3;
+        cluster.members[victim].kill();
+        remove(&cluster, other, id).await;
+
+        // It ends by itself, or serves nothing but its own old state; in no case does it join again.
+        cluster.members[victim].respawn();
+        let client = cluster.members[victim].client();
+        let told = eventually("the removed member ends or is refused", CHANGE_LIMIT, || async {
+            match tokio::time::timeout(Duration::from_secs(1), client.put("a", "2")).await {
+                Ok(Ok(revision)) => panic!("a removed member wrote revision {revision}"),
+                Ok(Err(error)) => Ok(error.to_string()),
+                Err(_) => Err("hangs".to_owned()),
+            }
+        })
+        .await;
+        eprintln!("a removed member says: {told}");
+        cluster.members[victim]
+            .wait_for_exit("it was removed while it was down", CHANGE_LIMIT)
+            .await;
+        let (pair, _) = cluster.members[other].client().get("a").await.unwrap();
+        assert_eq!(pair.unwrap().value, "1");
+        assert_eq!(cluster.members[other].client().members().await.unwrap().len(), 2);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_learner_answers_only_serializable_reads() {
+    within(async {
+        let mut cluster = Cluster::start(subject(), 1).await;
+        cluster.members[0].client().put("a", "1").await.unwrap();
+        let (index, _) = cluster.add_member(true).await;
+        let client = cluster.members[index].client();
+        eventually("the learner has the key", CHANGE_LIMIT, || async {
+            let (pair, _) = client.get_serializable("a").await.map_err(|error| error.to_string())?;
+            pair.map(drop).ok_or_else(|| "not yet".to_owned())
+        })
+        .await;
+        let refused = "etcdserver: rpc not supported for learner";
+        assert_eq!(client.get("a").await.unwrap_err().message(), refused);
+        assert_eq!(client.put("a", "2").await.unwrap_err().message(), refused);
+        assert_eq!(client.members().await.unwrap_err().message(), refused);
+        assert_eq!(client.hash_kv(0).await.unwrap_err().message(), refused);
+        let lease = pb::LeaseGrantRequest { id: 1, ttl: 10 };
+        let error = client.lease.clone().lease_grant(lease).await.unwrap_err();
+        assert_eq!(error.message(), refused);
+        assert!(client.status().await.unwrap().is_learner);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn member_and_cluster_ids_are_etcds() {
+    within(async {
+        // The ids are a hash of peer URLs and token: equal flags give equal ids.
+        let reference = MemberBuilder::new(metastore_tests::Program::Etcd);
+        let own = reference.clone();
+        let mut etcd = reference.start().await;
+        let wanted = etcd.client().status().await.unwrap().header.unwrap();
+        let members = etcd.client().members().await.unwrap();
+        etcd.kill();
+
+        let own = own.program(subject()).data_folder_name("own-data");
+        let member: Member = own.start().await;
+        let got = member.client().status().await.unwrap().header.unwrap();
+        assert_eq!((got.cluster_id, got.member_id), (wanted.cluster_id, wanted.member_id));
+        assert_eq!(member.client().members().await.unwrap(), members);
+    })
+    .await;
+}
