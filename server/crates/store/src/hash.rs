@@ -29,8 +29,12 @@ pub(crate) fn hash_at(
     compacted: i64,
     finished: i64,
 ) -> Result<u32, EngineError> {
-    let superseded = superseded(engine, revision, compacted, finished)?;
     let initial = crc32c::crc32c(BUCKET_NAME);
+    if revision < 0 {
+        // Nothing is that old, and a negative number would sort last in a revision key.
+        return Ok(initial);
+    }
+    let superseded = superseded(engine, revision, compacted, finished)?;
     let mut filtered = initial;
     let mut unfiltered = initial;
     let mut any_live = superseded.live_after_compaction > 0;
