@@ -13,6 +13,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use prost::Message;
+use prost::encoding::{DecodeContext, decode_key, skip_field};
 use tonic::{Code, Status};
 
 /// Flag and length in front of each message.
@@ -152,6 +153,27 @@ fn message_length(received: &[u8], bytes_max: usize) -> Result<usize, Status> {
     Ok(length)
 }
 
+/// Decodes what a Go server decodes: a field whose wire type is not the declared one counts as
+/// unknown there, and fails the whole message in prost. Only for messages that failed.
+///
+/// # Errors
+/// When the bytes are no protobuf at all.
+fn decode_known_fields<Q: Message + Default>(message: &Bytes) -> Result<Q, prost::DecodeError> {
+    let mut request = Q::default();
+    let mut rest = message.clone();
+    while rest.has_remaining() {
+        let before = rest.clone();
+        let (tag, wire_type) = decode_key(&mut rest)?;
+        skip_field(wire_type, tag, &mut rest, DecodeContext::default())?;
+        let field = before.slice(..before.len() - rest.len());
+        // A field by itself is a message too, and merging messages joins their fields.
+        if Q::decode(field.clone()).is_ok() {
+            request.merge(field)?;
+        }
+    }
+    Ok(request)
+}
+
 fn encode<A: Message>(answer: &A) -> Bytes {
     let length = answer.encoded_len();
     let mut bytes = BytesMut::with_capacity(PREFIX_BYTES + length);
@@ -178,7 +200,7 @@ where
         Ok(message) => message,
         Err(status) => return failure(status),
     };
-    let request = match Q::decode(message) {
+    let request = match Q::decode(message.clone()).or_else(|_| decode_known_fields(&message)) {
         Ok(request) => request,
         Err(error) => {
             return failure(Status::internal(format!(
@@ -189,5 +211,28 @@ where
     match handler(parts.headers, request).await {
         Ok(answer) => success(encode(&answer)),
         Err(status) => failure(status),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use metastore_proto::etcdserverpb::PutRequest;
+
+    #[test]
+    fn a_field_of_a_wrong_wire_type_counts_as_unknown() {
+        // Field 1 (key) as a 32-bit number, then field 2 (value) as it should be.
+        let bytes = Bytes::from_static(b"\x0d\0\0\0\0\x12\x01v");
+        assert!(PutRequest::decode(bytes.clone()).is_err());
+        let request: PutRequest = decode_known_fields(&bytes).expect("well-formed fields");
+        assert!(request.key.is_empty());
+        assert_eq!(request.value, "v");
+    }
+
+    #[test]
+    fn bytes_that_are_no_protobuf_are_refused() {
+        for bytes in [&b"\x08"[..], b"\x0a\x05ab", b"\xff\xff\xff\xff"] {
+            assert!(decode_known_fields::<PutRequest>(&Bytes::copy_from_slice(bytes)).is_err());
+        }
     }
 }
