@@ -26,7 +26,7 @@ use crate::error::{
     ChangeError, InitializeError, MembershipChange, PeerError, ProposeError, ReadIndexError,
     StartError, TransferError,
 };
-use crate::leadership::Leadership;
+use crate::leadership::{Leadership, Role};
 use crate::node::{Node, Parts, RaftNode};
 use crate::options::ConsensusOptions;
 use crate::peers::{PeerDirectory, PeerHandler};
@@ -381,31 +381,38 @@ impl Consensus {
         }
     }
 
-    /// Checks that this member leads, without troubling the core. Fails with the leader to ask
-    /// instead.
-    ///
-    /// openraft refuses proposals of a leader whom no majority has answered yet. For one that was
-    /// just elected that is a matter of one round trip, so it is waited for.
+    /// Checks that this member leads and that a majority has answered it, without troubling the
+    /// core. Fails with the leader to ask instead.
     async fn until_confirmed(&self) -> Result<(), Option<u64>> {
+        self.until_leader(Leadership::is_confirmed).await
+    }
+
+    /// Checks that this member leads and is `ready`.
+    ///
+    /// openraft refuses requests of a leader whom no majority has answered yet. For one that was
+    /// just elected that is a matter of one round trip, so it is waited for.
+    async fn until_leader(
+        &self,
+        ready: impl Fn(&Leadership, Role) -> bool,
+    ) -> Result<(), Option<u64>> {
         let leadership = &self.inner.leadership;
         let role = leadership.role();
         if !role.leads {
             return Err(self.other_leader());
         }
-        if leadership.is_confirmed(role) {
+        if ready(leadership, role) {
             return Ok(());
         }
         let mut changes = self.inner.raft.data_metrics();
-        let confirmed = async {
+        let becomes_ready = async {
             loop {
                 let role = leadership.role();
-                if !role.leads || leadership.is_confirmed(role) || changes.changed().await.is_err()
-                {
+                if !role.leads || ready(leadership, role) || changes.changed().await.is_err() {
                     return role.leads;
                 }
             }
         };
-        match tokio::time::timeout(self.inner.options.election_timeout, confirmed).await {
+        match tokio::time::timeout(self.inner.options.election_timeout, becomes_ready).await {
             Ok(true) => Ok(()),
             Ok(false) | Err(_) => Err(self.other_leader()),
         }
@@ -432,7 +439,7 @@ impl Consensus {
     ) -> Result<Reply, ChangeError> {
         let inner = &*self.inner;
         let pending = Pending::start(&inner.counters);
-        self.until_confirmed()
+        self.until_leader(Leadership::is_settled)
             .await
             .map_err(|leader| ChangeError::NotLeader { leader })?;
         let before = inner.leadership.membership();

@@ -137,6 +137,13 @@ impl Leadership {
         role.sole_voter || self.data.borrow_watched().last_quorum_acked.is_some()
     }
 
+    /// Whether an entry of this leader's own term is committed. Before, openraft changes no
+    /// membership.
+    pub(crate) fn is_settled(&self, role: Role) -> bool {
+        self.committed()
+            .is_some_and(|committed| committed.term == role.term)
+    }
+
     pub(crate) fn committed(&self) -> Option<LogPosition> {
         self.data.borrow_watched().local_committed.map(position)
     }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use metastore_raft_log::{Completion, LogEntry, LogPosition, LogState, RaftLog};
@@ -79,8 +80,11 @@ impl StoreBuilder<TypeConfig, LogAdapter, StateMachineAdapter, tempfile::TempDir
         let directory = tempfile::tempdir().unwrap();
         let counters = Arc::new(Counters::default());
         let log = MayBeginAnywhere(open_log(&directory.path().join("log"), 1));
+        let toy = Toy::open(&directory.path().join("toy"));
+        // The suite applies what comes to its mind.
+        toy.gaps_allowed.store(true, Ordering::Relaxed);
         let (adapter, _thread) = StateMachineAdapter::with_thread(
-            Arc::new(Toy::open(&directory.path().join("toy"))),
+            Arc::new(toy),
             Arc::new(AppliedClock::default()),
             Arc::new(FatalReporter::new(Arc::new(Told::default()))),
             counters.clone(),

@@ -12,10 +12,10 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::cluster::{
-    CLUSTER, Cluster, PATIENCE, eventually, in_time, open_log, start_member, start_member_with,
-    test_options,
+    CLUSTER, Cluster, ECHO, PATIENCE, eventually, in_time, open_log, start_member,
+    start_member_with, test_options,
 };
-use crate::{ConsensusOptions, EntryLog, ReadIndexError, TransferError};
+use crate::{ConsensusOptions, EntryLog, PeerError, ReadIndexError, TransferError};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_follower_that_was_away_catches_up() {
@@ -161,6 +161,35 @@ async fn an_isolated_follower_reports_no_leader_and_disturbs_nobody() {
         term,
         "pre-vote keeps the term"
     );
+    // Heartbeats come through again, on a new connection: the old one is a black hole.
+    eventually("the leader hears the follower's heartbeats", || {
+        let progress = cluster.consensus(leader).progress();
+        let peer = progress.iter().find(|peer| peer.id == follower)?;
+        (peer.active_for? > 2 * test_options().election_timeout).then_some(())
+    })
+    .await;
+    assert_eq!(cluster.consensus(follower).leader(), Some(leader));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_over_a_dead_connection_fails_soon_and_the_next_one_works() {
+    let cluster = Cluster::of(3, test_options()).await;
+    let caller = cluster.consensus(1);
+    let call = || caller.call_peer(2, ECHO, Bytes::from_static(b"hello"), PATIENCE);
+    assert_eq!(call().await.unwrap(), "hello");
+    cluster.network.isolate(2);
+    let started = Instant::now();
+    let lost = call().await;
+    assert!(
+        matches!(
+            lost,
+            Err(PeerError::ConnectionLost | PeerError::Unreachable { .. })
+        ),
+        "{lost:?}"
+    );
+    assert!(started.elapsed() < PATIENCE / 3, "{:?}", started.elapsed());
+    cluster.network.heal();
+    assert_eq!(call().await.unwrap(), "hello");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -40,6 +40,8 @@ pub(super) struct Toy {
     snapshot: Mutex<Option<SnapshotFiles>>,
     next_directory: AtomicU64,
     pub(super) installed: AtomicU64,
+    /// Whether an entry may follow another than its predecessor.
+    pub(super) gaps_allowed: AtomicBool,
     /// Largest chunk that was applied.
     pub(super) largest_chunk: AtomicU64,
 }
@@ -59,6 +61,7 @@ impl Toy {
             snapshot: Mutex::default(),
             next_directory: AtomicU64::new(rand::random::<u32>().into()),
             installed: AtomicU64::new(0),
+            gaps_allowed: AtomicBool::new(false),
             largest_chunk: AtomicU64::new(0),
         };
         if let Ok(name) = fs::read_to_string(directory.join(CURRENT)) {
@@ -107,11 +110,13 @@ impl Toy {
     }
 }
 
-/// One line for the position, one for the membership, one for the removed, one for each command.
+/// One line for the position (empty: none), one for the membership, one for the removed, one for each command.
 fn write_state(directory: &Path, state: &State) -> Result<(), StateMachineError> {
     let mut text = String::new();
-    let position = state.applied.position.expect("snapshots hold something");
-    text += &format!("{} {}\n", position.term, position.index);
+    if let Some(position) = state.applied.position {
+        text += &format!("{} {}", position.term, position.index);
+    }
+    text += "\n";
     text += &format!("{}\n", hex(&state.applied.membership));
     let removed: Vec<String> = state.removed.iter().map(u64::to_string).collect();
     text += &format!("{}\n", removed.join(" "));
@@ -131,12 +136,12 @@ fn read_state(directory: &Path) -> Result<State, StateMachineError> {
     }
     let mut lines = text.lines();
     let mut next = || lines.next().ok_or_else(|| failed("too few lines"));
-    let (term, index) = next()?
-        .split_once(' ')
-        .ok_or_else(|| failed("no position"))?;
-    let position = LogPosition {
-        term: term.parse().map_err(failed)?,
-        index: index.parse().map_err(failed)?,
+    let position = match next()?.split_once(' ') {
+        None => None,
+        Some((term, index)) => Some(LogPosition {
+            term: term.parse().map_err(failed)?,
+            index: index.parse().map_err(failed)?,
+        }),
     };
     let membership = unhex(next()?);
     let removed = next()?
@@ -145,7 +150,7 @@ fn read_state(directory: &Path) -> Result<State, StateMachineError> {
         .collect::<Result<_, _>>()?;
     Ok(State {
         applied: AppliedState {
-            position: Some(position),
+            position,
             membership,
         },
         commands: lines.map(unhex).collect(),

@@ -6,9 +6,10 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use futures::stream::BoxStream;
-use futures::{Stream, StreamExt};
+use futures::{FutureExt, Stream, StreamExt};
 use metastore_proto::peer;
 use openraft::errors::{RPCError, Unreachable};
 use openraft::raft::{AppendEntriesRequest, StreamAppendError, StreamAppendResult};
@@ -55,6 +56,32 @@ struct AppendConnection {
     session: u64,
     /// False while a frame is being written and after an error.
     clean: bool,
+    /// Since when a request has been waiting without any answer. Outlives sessions: openraft drops
+    /// a heartbeat's session long before the answer is overdue.
+    waiting_since: Option<Instant>,
+}
+
+impl AppendConnection {
+    /// Whether another session can use the connection.
+    fn is_usable(&mut self, answer_timeout: Duration) -> bool {
+        // Late answers to sessions that were dropped, and the end of the stream if it is there.
+        while let Some(answer) = self
+            .connection
+            .reader
+            .next::<peer::AppendAnswer>()
+            .now_or_never()
+        {
+            self.waiting_since = None;
+            self.clean &= matches!(answer, Ok(Some(_)));
+            if !self.clean {
+                break;
+            }
+        }
+        let overdue = self
+            .waiting_since
+            .is_some_and(|since| since.elapsed() > answer_timeout);
+        self.clean && !overdue
+    }
 }
 
 enum Event {
@@ -96,8 +123,12 @@ impl AppendClient {
     }
 
     async fn connect(&mut self) -> std::result::Result<(), DialError> {
+        let timeout = self.link.dialer.timeouts.answer;
         let present = self.connection.get_mut();
-        if present.as_ref().is_some_and(|connection| connection.clean) {
+        if present
+            .as_mut()
+            .is_some_and(|connection| connection.is_usable(timeout))
+        {
             return Ok(());
         }
         *present = None;
@@ -114,6 +145,7 @@ impl AppendClient {
             connection,
             session: 0,
             clean: true,
+            waiting_since: None,
         });
         Ok(())
     }
@@ -146,7 +178,9 @@ impl AppendClient {
                     link.counters
                         .entries_sent
                         .fetch_add(request.entries.len() as u64, Ordering::Relaxed);
-                    sent.push_back(Instant::now());
+                    let now = Instant::now();
+                    sent.push_back(now);
+                    connection.waiting_since.get_or_insert(now);
                     connection.clean = false;
                     writer.put(&request_to_message(request, session));
                     if let Err(error) = writer.flush_within(timeout).await {
@@ -170,6 +204,9 @@ impl AppendClient {
                     }
                     () = tokio::time::sleep_until(oldest + timeout), if waiting => Event::Deadline,
                 };
+                if let Event::Answer(Ok(Some(_))) = event {
+                    connection.waiting_since = None;
+                }
                 let answer = match event {
                     Event::Request(Some(request)) => {
                         next = Some(request);

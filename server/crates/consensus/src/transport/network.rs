@@ -102,6 +102,8 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
         Box::pin(self.append.stream(input))
     }
 
+    // A vote's deadline ends before openraft's own, which would drop the call unseen: only a call
+    // that times out here gives up a connection that is dead.
     async fn vote(
         &mut self,
         rpc: VoteRequest<TypeConfig>,
@@ -109,7 +111,7 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
         let request = control::vote_request_to_message(&rpc);
         let answer = self
-            .control(method::VOTE, &request, option.hard_ttl())
+            .control(method::VOTE, &request, option.soft_ttl())
             .await?;
         control::vote_answer_from_message(answer).map_err(unreachable)
     }
@@ -121,7 +123,7 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
         let request = control::vote_request_to_message(&rpc);
         let answer = self
-            .control(method::PRE_VOTE, &request, option.hard_ttl())
+            .control(method::PRE_VOTE, &request, option.soft_ttl())
             .await?;
         control::vote_answer_from_message(answer).map_err(unreachable)
     }

@@ -5,13 +5,16 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::FutureExt;
 use futures::future::BoxFuture;
 use metastore_proto::peer;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
+use tokio::time::{Instant, MissedTickBehavior};
 
 use super::dialer::{Connection, Dialer};
 use super::frame::{FrameReader, FrameWriter};
@@ -23,6 +26,10 @@ const WRITE_BYTES: usize = 256 * 1024;
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Calls of one connection that the called member works on at a time; behind them it stops reading.
 const CALLS_IN_PROGRESS_MAX: usize = 4096;
+/// Method that the called side answers by itself, to show that it is there.
+const PING: u32 = u32::MAX;
+/// Id of pings, whose answers nobody waits for.
+const PING_ID: u64 = 0;
 /// Calls without an answer above which those whose caller gave up are looked for.
 const FORGOTTEN_CALLS: usize = 1024;
 
@@ -117,11 +124,30 @@ impl Client {
     ) {
         let Connection { reader, mut writer } = connection;
         let pending: Pending = Arc::default();
-        let mut answers = tokio::spawn(read_answers(reader, pending.clone()));
-        let mut next_id = 0;
-        let mut next = Some(first);
-        while let Some(call) = next {
-            enqueue(&mut writer, &pending, &mut next_id, call);
+        let received = Arc::new(AtomicU64::new(0));
+        let mut answers = tokio::spawn(read_answers(reader, pending.clone(), received.clone()));
+        let mut liveness = Liveness::default();
+        let period = self.dialer.timeouts.answer;
+        let mut interval = tokio::time::interval_at(Instant::now() + period, period);
+        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut next_id = PING_ID;
+        let mut next = Next::Call(first);
+        loop {
+            match next {
+                Next::Call(call) => enqueue(&mut writer, &pending, &mut next_id, call),
+                Next::Tick => {
+                    let waiting = !pending.lock().is_empty();
+                    match liveness.tick(waiting, received.load(Ordering::Relaxed)) {
+                        Verdict::Alive => {}
+                        Verdict::Ask => writer.put(&peer::CallRequest {
+                            id: PING_ID,
+                            method: PING,
+                            body: Bytes::new(),
+                        }),
+                        Verdict::Dead => break,
+                    }
+                }
+            }
             while writer.buffered() < WRITE_BYTES
                 && let Ok(call) = calls.try_recv()
             {
@@ -135,7 +161,11 @@ impl Client {
                 break;
             }
             next = tokio::select! {
-                call = calls.recv() => call,
+                call = calls.recv() => match call {
+                    Some(call) => Next::Call(call),
+                    None => break,
+                },
+                _ = interval.tick() => Next::Tick,
                 _ = &mut answers => break,
                 () = self.reset.notified() => break,
             };
@@ -143,6 +173,44 @@ impl Client {
         answers.abort();
         for (_, answer) in pending.lock().drain() {
             let _ = answer.send(Err(PeerError::ConnectionLost));
+        }
+    }
+}
+
+/// What a client does next.
+enum Next {
+    Call(Call),
+    Tick,
+}
+
+/// Tells a slow handler from a dead connection: whoever waits for an answer and receives nothing
+/// asks, and gives up when there is nothing by the next time.
+#[derive(Default)]
+struct Liveness {
+    received: u64,
+    asked: bool,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Alive,
+    Ask,
+    Dead,
+}
+
+impl Liveness {
+    /// Called once per interval with the number of frames received so far.
+    fn tick(&mut self, waiting: bool, received: u64) -> Verdict {
+        let silent = received == self.received;
+        self.received = received;
+        if !waiting || !silent {
+            self.asked = false;
+            Verdict::Alive
+        } else if self.asked {
+            Verdict::Dead
+        } else {
+            self.asked = true;
+            Verdict::Ask
         }
     }
 }
@@ -164,8 +232,9 @@ fn enqueue(writer: &mut FrameWriter, pending: &Pending, next_id: &mut u64, call:
     pending.insert(*next_id, call.answer);
 }
 
-async fn read_answers(mut reader: FrameReader, pending: Pending) {
+async fn read_answers(mut reader: FrameReader, pending: Pending, received: Arc<AtomicU64>) {
     while let Ok(Some(answer)) = reader.next::<peer::CallAnswer>().await {
+        received.fetch_add(1, Ordering::Relaxed);
         let Some(waiting) = pending.lock().remove(&answer.id) else {
             continue;
         };
@@ -210,7 +279,11 @@ pub(crate) async fn serve_calls(connection: Connection, handler: CallHandler) {
             .await
             .expect("the semaphore is never closed");
         let answers = answers.clone();
-        let work = handler(request.method, request.body);
+        let work = if request.method == PING {
+            futures::future::ready(peer::call_answer::Result::Body(Bytes::new())).boxed()
+        } else {
+            handler(request.method, request.body)
+        };
         tokio::spawn(async move {
             let result = work.await;
             // The permit travels with the answer, so that answers that nobody reads hold it.
@@ -243,5 +316,22 @@ async fn write_answers(
             return;
         }
         permits.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_is_given_up_only_when_a_ping_has_no_answer() {
+        let mut liveness = Liveness::default();
+        assert_eq!(liveness.tick(true, 1), Verdict::Alive);
+        assert_eq!(liveness.tick(true, 1), Verdict::Ask);
+        assert_eq!(liveness.tick(true, 2), Verdict::Alive);
+        assert_eq!(liveness.tick(true, 2), Verdict::Ask);
+        assert_eq!(liveness.tick(false, 2), Verdict::Alive);
+        assert_eq!(liveness.tick(true, 2), Verdict::Ask);
+        assert_eq!(liveness.tick(true, 2), Verdict::Dead);
     }
 }
