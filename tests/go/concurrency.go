@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/concurrency"
 )
@@ -155,13 +156,23 @@ func softwareTransactions(ctx context.Context, c *check) {
 					if from == to {
 						continue
 					}
-					_, err := concurrency.NewSTM(c.client, func(stm concurrency.STM) error {
+					transfer := func(stm concurrency.STM) error {
 						have, _ := strconv.Atoi(stm.Get(from))
 						has, _ := strconv.Atoi(stm.Get(to))
 						stm.Put(from, strconv.Itoa(have-1))
 						stm.Put(to, strconv.Itoa(has+1))
 						return nil
-					}, concurrency.WithIsolation(isolation), concurrency.WithAbortContext(ctx))
+					}
+					var err error
+					for {
+						_, err = concurrency.NewSTM(c.client, transfer,
+							concurrency.WithIsolation(isolation), concurrency.WithAbortContext(ctx))
+						// The second key is read serializably at the first one's revision, and
+						// the member that is asked may not have it yet. etcd answers alike.
+						if err == nil || err.Error() != rpctypes.ErrFutureRev.Error() {
+							break
+						}
+					}
 					if err != nil {
 						fail("transfer: %v", err)
 					}

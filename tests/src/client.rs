@@ -69,13 +69,22 @@ impl Client {
 
     /// Puts a key; returns the revision.
     pub async fn put(&self, key: impl Into<Bytes>, value: impl Into<Bytes>) -> Result<i64, Status> {
-        let request = pb::PutRequest { key: key.into(), value: value.into(), ..Default::default() };
-        Ok(revision(self.kv.clone().put(request).await?.into_inner().header))
+        let request = pb::PutRequest {
+            key: key.into(),
+            value: value.into(),
+            ..Default::default()
+        };
+        Ok(revision(
+            self.kv.clone().put(request).await?.into_inner().header,
+        ))
     }
 
     /// Reads a key, linearizably; returns the pair and the store's revision.
     pub async fn get(&self, key: impl Into<Bytes>) -> Result<(Option<KeyValue>, i64), Status> {
-        let request = pb::RangeRequest { key: key.into(), ..Default::default() };
+        let request = pb::RangeRequest {
+            key: key.into(),
+            ..Default::default()
+        };
         let answer = self.kv.clone().range(request).await?.into_inner();
         Ok((answer.kvs.first().map(decode), revision(answer.header)))
     }
@@ -85,27 +94,46 @@ impl Client {
         &self,
         key: impl Into<Bytes>,
     ) -> Result<(Option<KeyValue>, i64), Status> {
-        let request =
-            pb::RangeRequest { key: key.into(), serializable: true, ..Default::default() };
+        let request = pb::RangeRequest {
+            key: key.into(),
+            serializable: true,
+            ..Default::default()
+        };
         let answer = self.kv.clone().range(request).await?.into_inner();
         Ok((answer.kvs.first().map(decode), revision(answer.header)))
     }
 
     /// This member's status.
     pub async fn status(&self) -> Result<pb::StatusResponse, Status> {
-        Ok(self.maintenance.clone().status(pb::StatusRequest {}).await?.into_inner())
+        Ok(self
+            .maintenance
+            .clone()
+            .status(pb::StatusRequest {})
+            .await?
+            .into_inner())
     }
 
     /// The members, as the leader knows them.
     pub async fn members(&self) -> Result<Vec<pb::Member>, Status> {
         let request = pb::MemberListRequest { linearizable: true };
-        Ok(self.cluster.clone().member_list(request).await?.into_inner().members)
+        Ok(self
+            .cluster
+            .clone()
+            .member_list(request)
+            .await?
+            .into_inner()
+            .members)
     }
 
     /// HashKV at `revision` (0 for the current one).
     pub async fn hash_kv(&self, revision: i64) -> Result<pb::HashKvResponse, Status> {
         let request = pb::HashKvRequest { revision };
-        Ok(self.maintenance.clone().hash_kv(request).await?.into_inner())
+        Ok(self
+            .maintenance
+            .clone()
+            .hash_kv(request)
+            .await?
+            .into_inner())
     }
 }
 
@@ -122,13 +150,13 @@ pub fn decode(pair: &metastore_proto::EncodedKeyValue) -> KeyValue {
 /// Did the request certainly have no effect? (Its connection was refused, or it was rejected.)
 /// Everything else may have happened, now or later.
 pub fn surely_not_done(status: &Status) -> bool {
-    match status.code() {
+    matches!(
+        status.code(),
         Code::InvalidArgument
-        | Code::NotFound
-        | Code::FailedPrecondition
-        | Code::OutOfRange
-        | Code::ResourceExhausted
-        | Code::Unimplemented => true,
-        _ => false,
-    }
+            | Code::NotFound
+            | Code::FailedPrecondition
+            | Code::OutOfRange
+            | Code::ResourceExhausted
+            | Code::Unimplemented
+    )
 }

@@ -34,7 +34,9 @@ impl Cluster {
         let mut builders: Vec<_> = (0..size)
             .map(|index| {
                 let builder = MemberBuilder::new(program).name(&format!("m{index}"));
-                flags.iter().fold(builder, |builder, flag| builder.flag(*flag))
+                flags
+                    .iter()
+                    .fold(builder, |builder, flag| builder.flag(*flag))
             })
             .collect();
         let all: Vec<_> = builders
@@ -49,7 +51,11 @@ impl Cluster {
             member.ready().await;
         }
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        Self { members, program, flags }
+        Self {
+            members,
+            program,
+            flags,
+        }
     }
 
     /// Client URLs of all members.
@@ -72,7 +78,10 @@ impl Cluster {
             .filter(|(index, member)| member.process_id().is_some() && Some(*index) != except)
             .map(|(index, member)| (index, Client::with_timeout(&member.endpoint(), CALL_LIMIT)))
             .collect();
-        eventually("the members agree on a leader", CLUSTER_LIMIT, || leader_of(&clients)).await
+        eventually("the members agree on a leader", CLUSTER_LIMIT, || {
+            leader_of(&clients)
+        })
+        .await
     }
 
     /// Waits until all running members agree on a leader; returns its place in `members`.
@@ -102,10 +111,17 @@ impl Cluster {
             builder = builder.flag(flag.clone());
         }
         let client = self.members[self.leader().await].client();
-        let request =
-            pb::MemberAddRequest { peer_ur_ls: vec![builder.peer_url()], is_learner: learner };
+        let request = pb::MemberAddRequest {
+            peer_ur_ls: vec![builder.peer_url()],
+            is_learner: learner,
+        };
         let answer = eventually("the member is added", CLUSTER_LIMIT, || async {
-            client.cluster.clone().member_add(request.clone()).await.map_err(|error| error.to_string())
+            client
+                .cluster
+                .clone()
+                .member_add(request.clone())
+                .await
+                .map_err(|error| error.to_string())
         })
         .await
         .into_inner();
@@ -114,9 +130,15 @@ impl Cluster {
             .members
             .iter()
             .flat_map(|member| {
-                let name =
-                    if member.id == added.id { name.clone() } else { member.name.clone() };
-                member.peer_ur_ls.iter().map(move |url| (name.clone(), url.clone()))
+                let name = if member.id == added.id {
+                    name.clone()
+                } else {
+                    member.name.clone()
+                };
+                member
+                    .peer_ur_ls
+                    .iter()
+                    .map(move |url| (name.clone(), url.clone()))
             })
             .collect();
         self.members.push(builder.joining(all).start().await);
@@ -131,18 +153,22 @@ impl Cluster {
             .filter(|member| member.process_id().is_some())
             .map(Member::client)
             .collect();
-        eventually("all members have the same HashKV", CLUSTER_LIMIT, || async {
-            let mut seen = Vec::new();
-            for client in &clients {
-                let answer = client.hash_kv(0).await.map_err(|error| error.to_string())?;
-                seen.push((answer.hash_revision, answer.compact_revision, answer.hash));
-            }
-            if seen.windows(2).all(|pair| pair[0] == pair[1]) {
-                Ok(())
-            } else {
-                Err(format!("(revision, compact revision, hash) = {seen:?}"))
-            }
-        })
+        eventually(
+            "all members have the same HashKV",
+            CLUSTER_LIMIT,
+            || async {
+                let mut seen = Vec::new();
+                for client in &clients {
+                    let answer = client.hash_kv(0).await.map_err(|error| error.to_string())?;
+                    seen.push((answer.hash_revision, answer.compact_revision, answer.hash));
+                }
+                if seen.windows(2).all(|pair| pair[0] == pair[1]) {
+                    Ok(())
+                } else {
+                    Err(format!("(revision, compact revision, hash) = {seen:?}"))
+                }
+            },
+        )
         .await;
     }
 }
@@ -151,7 +177,10 @@ async fn leader_of(clients: &[(usize, Client)]) -> Result<(usize, u64), String> 
     let mut leader = None;
     let mut found = None;
     for (index, client) in clients {
-        let status = client.status().await.map_err(|error| format!("member {index}: {error}"))?;
+        let status = client
+            .status()
+            .await
+            .map_err(|error| format!("member {index}: {error}"))?;
         let own_id = status.header.map_or(0, |header| header.member_id);
         if status.leader == 0 {
             return Err(format!("member {index} knows no leader"));

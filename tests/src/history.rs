@@ -145,7 +145,10 @@ impl History {
         let mut last = 0;
         for change in &self.events {
             if change.revision < last {
-                return Err(format!("revision {} follows {last} in the events", change.revision));
+                return Err(format!(
+                    "revision {} follows {last} in the events",
+                    change.revision
+                ));
             }
             last = change.revision;
             let Some(value) = change.value else { continue };
@@ -153,7 +156,9 @@ impl History {
                 return Err(format!("nobody wrote {change:?}"));
             }
             if let Some(other) = happened.insert(value, change) {
-                return Err(format!("one write happened twice: {other:?} and {change:?}"));
+                return Err(format!(
+                    "one write happened twice: {other:?} and {change:?}"
+                ));
             }
         }
         Ok(happened)
@@ -168,16 +173,25 @@ impl History {
             .collect();
         for operation in &self.operations {
             let lost = match operation.action {
-                Action::Put { value, revision: Some(revision) }
-                | Action::Swap { value, answer: Some((true, revision)), .. } => {
-                    happened.get(&value).is_none_or(|change| change.revision != revision)
+                Action::Put {
+                    value,
+                    revision: Some(revision),
                 }
-                Action::Swap { value, answer: Some((false, _)), .. } => {
-                    happened.contains_key(&value)
-                }
-                Action::Delete { answer: Some((true, revision)) } => {
-                    !deletes.contains_key(&(revision, operation.key.as_str()))
-                }
+                | Action::Swap {
+                    value,
+                    answer: Some((true, revision)),
+                    ..
+                } => happened
+                    .get(&value)
+                    .is_none_or(|change| change.revision != revision),
+                Action::Swap {
+                    value,
+                    answer: Some((false, _)),
+                    ..
+                } => happened.contains_key(&value),
+                Action::Delete {
+                    answer: Some((true, revision)),
+                } => !deletes.contains_key(&(revision, operation.key.as_str())),
                 _ => false,
             };
             if lost {
@@ -202,10 +216,10 @@ impl History {
                     highest = Some(done);
                 }
             }
-            if let Some((before, highest, _)) = highest {
-                if revision < highest || (wrote && revision == highest) {
-                    return Err(format!("{operation:?} began after {before:?} had ended"));
-                }
+            if let Some((before, highest, _)) = highest
+                && (revision < highest || (wrote && revision == highest))
+            {
+                return Err(format!("{operation:?} began after {before:?} had ended"));
             }
         }
         Ok(())
@@ -218,8 +232,12 @@ impl History {
             keys.entry(&change.key).or_default().push(change);
         }
         for operation in &self.operations {
-            let Action::Get { seen, revision } = operation.action else { continue };
-            let changes = keys.get(operation.key.as_str()).map_or(&[][..], Vec::as_slice);
+            let Action::Get { seen, revision } = operation.action else {
+                continue;
+            };
+            let changes = keys
+                .get(operation.key.as_str())
+                .map_or(&[][..], Vec::as_slice);
             let place = changes.partition_point(|change| change.revision <= revision);
             let state = place.checked_sub(1).map(|place| changes[place]);
             let wanted = state.and_then(|change| change.value.map(|v| (v, change.revision)));
@@ -238,12 +256,16 @@ impl History {
             // A write without an answer took effect at some time after its call, if at all.
             match &mut action {
                 Action::Put { value, revision } if revision.is_none() => {
-                    let Some(change) = happened.get(value) else { continue };
+                    let Some(change) = happened.get(value) else {
+                        continue;
+                    };
                     *revision = Some(change.revision);
                     end = i64::MAX;
                 }
                 Action::Swap { value, answer, .. } if answer.is_none() => {
-                    let Some(change) = happened.get(value) else { continue };
+                    let Some(change) = happened.get(value) else {
+                        continue;
+                    };
                     *answer = Some((true, change.revision));
                     end = i64::MAX;
                 }
@@ -259,7 +281,8 @@ impl History {
             });
         }
         for (key, operations) in keys {
-            let result = porcupine_rs::check_operations_timeout::<KeyModel>(&operations, SEARCH_LIMIT);
+            let result =
+                porcupine_rs::check_operations_timeout::<KeyModel>(&operations, SEARCH_LIMIT);
             match result {
                 CheckResult::Ok => {}
                 CheckResult::Illegal => {
@@ -306,10 +329,13 @@ impl History {
         for response in &watch.responses {
             if response.changes.is_empty() {
                 // Bookmarkable: a progress notification says that everything up to it was sent.
-                if let Some((missing, _)) = wanted.peek() {
-                    if missing.revision <= response.revision {
-                        return Err(format!("not bookmarkable: {missing:?} before progress at {}", response.revision));
-                    }
+                if let Some((missing, _)) = wanted.peek()
+                    && missing.revision <= response.revision
+                {
+                    return Err(format!(
+                        "not bookmarkable: {missing:?} before progress at {}",
+                        response.revision
+                    ));
                 }
                 last = last.max(response.revision);
                 continue;
@@ -343,13 +369,16 @@ impl History {
                 last = seen.revision;
             }
             // Atomic: the next wanted change is of another revision.
-            if let Some((rest, _)) = wanted.peek() {
-                if rest.revision == last {
-                    return Err(format!("not atomic: {rest:?} is missing from its response"));
-                }
+            if let Some((rest, _)) = wanted.peek()
+                && rest.revision == last
+            {
+                return Err(format!("not atomic: {rest:?} is missing from its response"));
             }
             if response.revision < last {
-                return Err(format!("the header {} is below its event {last}", response.revision));
+                return Err(format!(
+                    "the header {} is below its event {last}",
+                    response.revision
+                ));
             }
         }
         Ok(())
@@ -384,16 +413,26 @@ impl Model for KeyModel {
     fn step(state: &Self::State, action: &Action) -> (bool, Self::State) {
         let current = state.map_or(0, |(_, revision)| revision);
         match *action {
-            Action::Put { value, revision: Some(revision) } => {
-                (revision > current, Some((value, revision)))
-            }
-            Action::Swap { expected, value, answer: Some((true, revision)) } => {
-                (expected == current && revision > current, Some((value, revision)))
-            }
-            Action::Swap { expected, answer: Some((false, _)), .. } => {
-                (expected != current, *state)
-            }
-            Action::Delete { answer: Some((deleted, _)) } => (deleted == state.is_some(), None),
+            Action::Put {
+                value,
+                revision: Some(revision),
+            } => (revision > current, Some((value, revision))),
+            Action::Swap {
+                expected,
+                value,
+                answer: Some((true, revision)),
+            } => (
+                expected == current && revision > current,
+                Some((value, revision)),
+            ),
+            Action::Swap {
+                expected,
+                answer: Some((false, _)),
+                ..
+            } => (expected != current, *state),
+            Action::Delete {
+                answer: Some((deleted, _)),
+            } => (deleted == state.is_some(), None),
             Action::Delete { answer: None } => (true, None),
             Action::Get { seen, .. } => (seen == *state, *state),
             // Left out of the history when they did not happen, given a revision when they did.
@@ -405,25 +444,48 @@ impl Model for KeyModel {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
     fn put(call: i64, end: i64, value: Value, revision: Option<i64>) -> Recorded {
         let action = Action::Put { value, revision };
-        Recorded { client: 0, call, end, key: "k".into(), action }
+        Recorded {
+            client: 0,
+            call,
+            end,
+            key: "k".into(),
+            action,
+        }
     }
 
     fn get(call: i64, end: i64, seen: Option<(Value, i64)>, revision: i64) -> Recorded {
         let action = Action::Get { seen, revision };
-        Recorded { client: 1, call, end, key: "k".into(), action }
+        Recorded {
+            client: 1,
+            call,
+            end,
+            key: "k".into(),
+            action,
+        }
     }
 
     fn change(revision: i64, value: Value) -> Change {
-        Change { revision, key: "k".into(), value: Some(value), created: revision == 2, previous: None }
+        Change {
+            revision,
+            key: "k".into(),
+            value: Some(value),
+            created: revision == 2,
+            previous: None,
+        }
     }
 
     fn history(operations: Vec<Recorded>, events: Vec<Change>) -> History {
-        History { operations, events, watches: Vec::new() }
+        History {
+            operations,
+            events,
+            watches: Vec::new(),
+        }
     }
 
     #[test]
@@ -435,19 +497,32 @@ mod tests {
             get(40, 41, Some((2, 3)), 3),
             put(50, 60, 3, None),
         ];
-        history(operations, vec![change(2, 1), change(3, 2)]).check_operations().expect("good");
+        history(operations, vec![change(2, 1), change(3, 2)])
+            .check_operations()
+            .expect("good");
     }
 
     #[test]
     fn a_lost_write_is_found() {
-        let broken = history(vec![put(0, 1, 1, Some(2)), put(2, 3, 2, Some(3))], vec![change(2, 1)]);
-        assert!(broken.check_operations().unwrap_err().contains("not what happened"));
+        let broken = history(
+            vec![put(0, 1, 1, Some(2)), put(2, 3, 2, Some(3))],
+            vec![change(2, 1)],
+        );
+        assert!(
+            broken
+                .check_operations()
+                .unwrap_err()
+                .contains("not what happened")
+        );
     }
 
     #[test]
     fn a_stale_read_is_found() {
-        let operations =
-            vec![put(0, 1, 1, Some(2)), put(2, 3, 2, Some(3)), get(4, 5, Some((1, 2)), 2)];
+        let operations = vec![
+            put(0, 1, 1, Some(2)),
+            put(2, 3, 2, Some(3)),
+            get(4, 5, Some((1, 2)), 2),
+        ];
         let broken = history(operations, vec![change(2, 1), change(3, 2)]);
         assert!(broken.check_operations().unwrap_err().contains("had ended"));
     }
@@ -461,14 +536,29 @@ mod tests {
     #[test]
     fn an_impossible_order_is_found_by_the_search() {
         // The swap cannot have seen revision 2 after the write of revision 3 had been read.
-        let swap = Action::Swap { expected: 2, value: 3, answer: Some((true, 4)) };
+        let swap = Action::Swap {
+            expected: 2,
+            value: 3,
+            answer: Some((true, 4)),
+        };
         let operations = vec![
             put(0, 1, 1, Some(2)),
             put(2, 3, 2, Some(3)),
-            Recorded { client: 2, call: 4, end: 5, key: "k".into(), action: swap },
+            Recorded {
+                client: 2,
+                call: 4,
+                end: 5,
+                key: "k".into(),
+                action: swap,
+            },
         ];
         let broken = history(operations, vec![change(2, 1), change(3, 2), change(4, 3)]);
-        assert!(broken.check_operations().unwrap_err().contains("not linearizable"));
+        assert!(
+            broken
+                .check_operations()
+                .unwrap_err()
+                .contains("not linearizable")
+        );
     }
 
     fn watched(responses: Vec<(i64, Vec<Change>)>) -> Result<(), String> {
@@ -503,19 +593,44 @@ mod tests {
             responses,
             ..WatchRecord::default()
         };
-        History { events, watches: vec![watch], ..History::default() }.check_watches()
+        History {
+            events,
+            watches: vec![watch],
+            ..History::default()
+        }
+        .check_watches()
     }
 
     #[test]
     fn broken_watches_are_found() {
-        watched(vec![(2, vec![change(2, 1)]), (4, vec![change(3, 2), change(4, 3)]), (9, vec![])])
-            .expect("good");
+        watched(vec![
+            (2, vec![change(2, 1)]),
+            (4, vec![change(3, 2), change(4, 3)]),
+            (9, vec![]),
+        ])
+        .expect("good");
         for (name, responses) in [
             ("not resumable", vec![(3, vec![change(3, 2)])]),
-            ("not reliable", vec![(2, vec![change(2, 1)]), (4, vec![change(4, 3)])]),
-            ("not unique", vec![(2, vec![change(2, 1)]), (2, vec![change(2, 1)])]),
-            ("not bookmarkable", vec![(2, vec![change(2, 1)]), (3, vec![])]),
-            ("not ordered", vec![(4, vec![change(2, 1), change(3, 2)]), (3, vec![]), (4, vec![change(2, 1)])]),
+            (
+                "not reliable",
+                vec![(2, vec![change(2, 1)]), (4, vec![change(4, 3)])],
+            ),
+            (
+                "not unique",
+                vec![(2, vec![change(2, 1)]), (2, vec![change(2, 1)])],
+            ),
+            (
+                "not bookmarkable",
+                vec![(2, vec![change(2, 1)]), (3, vec![])],
+            ),
+            (
+                "not ordered",
+                vec![
+                    (4, vec![change(2, 1), change(3, 2)]),
+                    (3, vec![]),
+                    (4, vec![change(2, 1)]),
+                ],
+            ),
         ] {
             let broken = watched(responses).expect_err(name);
             assert!(broken.contains(name), "{name}: {broken}");

@@ -35,7 +35,9 @@ pub use programs::Program;
 /// Tests print it when they fail.
 pub fn seed() -> u64 {
     match std::env::var("SEED") {
-        Ok(text) => text.parse().unwrap_or_else(|_| panic!("SEED={text} is not a number")),
+        Ok(text) => text
+            .parse()
+            .unwrap_or_else(|_| panic!("SEED={text} is not a number")),
         Err(_) => rand::random(),
     }
 }

@@ -46,7 +46,12 @@ pub struct LoadOptions {
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { clients: 8, keys: 6, pause: Duration::from_millis(4), seed: crate::seed() }
+        Self {
+            clients: 8,
+            keys: 6,
+            pause: Duration::from_millis(4),
+            seed: crate::seed(),
+        }
     }
 }
 
@@ -90,11 +95,18 @@ impl Load {
             next_value: AtomicU64::new(1),
             acknowledged: AtomicU64::new(0),
         });
-        let clients =
-            (0..options.clients).map(|id| tokio::spawn(client(shared.clone(), id, options))).collect();
-        let watchers =
-            (0..shared.endpoints.len()).map(|at| tokio::spawn(watcher(shared.clone(), at))).collect();
-        Self { shared, clients, watchers, options }
+        let clients = (0..options.clients)
+            .map(|id| tokio::spawn(client(shared.clone(), id, options)))
+            .collect();
+        let watchers = (0..shared.endpoints.len())
+            .map(|at| tokio::spawn(watcher(shared.clone(), at)))
+            .collect();
+        Self {
+            shared,
+            clients,
+            watchers,
+            options,
+        }
     }
 
     /// How many writes were acknowledged up to now.
@@ -107,7 +119,11 @@ impl Load {
         let before = self.acknowledged();
         eventually(reason, RECOVERY_LIMIT, || async {
             let now = self.acknowledged();
-            if now >= before + count { Ok(()) } else { Err(format!("{} writes", now - before)) }
+            if now >= before + count {
+                Ok(())
+            } else {
+                Err(format!("{} writes", now - before))
+            }
         })
         .await;
     }
@@ -126,11 +142,25 @@ impl Load {
             let value = self.shared.next_value.fetch_add(1, Ordering::Relaxed);
             // Each try has a key of its own, so that one which was lost is told from a repetition.
             let key = format!("{PREFIX}~{value}");
-            let action = Action::Put { value, revision: None };
+            let action = Action::Put {
+                value,
+                revision: None,
+            };
             let call = self.shared.now();
-            tries.push(Recorded { client: id, call, end: call, key: key.clone(), action });
+            tries.push(Recorded {
+                client: id,
+                call,
+                end: call,
+                key: key.clone(),
+                action,
+            });
             let client = &client;
-            async move { client.put(key, value.to_string()).await.map_err(|e| e.to_string()) }
+            async move {
+                client
+                    .put(key, value.to_string())
+                    .await
+                    .map_err(|e| e.to_string())
+            }
         })
         .await;
         if let Some(done) = tries.last_mut() {
@@ -140,7 +170,9 @@ impl Load {
             }
         }
         operations.extend(tries);
-        self.shared.last_revision.store(last.unsigned_abs(), Ordering::Relaxed);
+        self.shared
+            .last_revision
+            .store(last.unsigned_abs(), Ordering::Relaxed);
         let mut watches = Vec::new();
         for watcher in self.watchers {
             let seen = tokio::time::timeout(crate::deadline(RECOVERY_LIMIT), watcher)
@@ -149,10 +181,19 @@ impl Load {
                 .expect("a watcher does not panic");
             watches.extend(seen);
         }
-        let record =
-            watch_until(&self.shared, &self.shared.endpoints[0], 1).await.expect("a healthy member");
-        let events = record.responses.into_iter().flat_map(|response| response.changes).collect();
-        History { operations, events, watches }
+        let record = watch_until(&self.shared, &self.shared.endpoints[0], 1)
+            .await
+            .expect("a healthy member");
+        let events = record
+            .responses
+            .into_iter()
+            .flat_map(|response| response.changes)
+            .collect();
+        History {
+            operations,
+            events,
+            watches,
+        }
     }
 
     /// As [`stop`](Self::stop), and checks the history.
@@ -163,11 +204,16 @@ impl Load {
     pub async fn stop_and_check(self) -> History {
         let seed = self.options.seed;
         let history = self.stop().await;
-        let result = history.check_operations().and_then(|()| history.check_watches());
+        let result = history
+            .check_operations()
+            .and_then(|()| history.check_watches());
         if let Err(broken) = result {
             let mut shown = broken;
             shown.truncate(20_000);
-            panic!("SEED={seed} ({} operations): {shown}", history.operations.len());
+            panic!(
+                "SEED={seed} ({} operations): {shown}",
+                history.operations.len()
+            );
         }
         history
     }
@@ -217,11 +263,23 @@ async fn client(shared: Arc<Shared>, id: u32, options: LoadOptions) -> Vec<Recor
         };
         match action {
             Action::Get { seen, .. } => known[number] = seen.map_or(0, |(_, revision)| revision),
-            Action::Put { revision: Some(revision), .. }
-            | Action::Swap { answer: Some((true, revision)), .. } => known[number] = revision,
+            Action::Put {
+                revision: Some(revision),
+                ..
+            }
+            | Action::Swap {
+                answer: Some((true, revision)),
+                ..
+            } => known[number] = revision,
             _ => {}
         }
-        recorded.push(Recorded { client: id, call, end, key, action });
+        recorded.push(Recorded {
+            client: id,
+            call,
+            end,
+            key,
+            action,
+        });
     }
     recorded
 }
@@ -231,8 +289,17 @@ type Done = Result<Action, (Status, Option<Action>)>;
 
 async fn put(client: &Client, key: &str, value: Value) -> Done {
     match client.put(key.to_owned(), value.to_string()).await {
-        Ok(revision) => Ok(Action::Put { value, revision: Some(revision) }),
-        Err(status) => Err((status, Some(Action::Put { value, revision: None }))),
+        Ok(revision) => Ok(Action::Put {
+            value,
+            revision: Some(revision),
+        }),
+        Err(status) => Err((
+            status,
+            Some(Action::Put {
+                value,
+                revision: None,
+            }),
+        )),
     }
 }
 
@@ -261,33 +328,53 @@ async fn swap(client: &Client, key: &str, expected: i64, value: Value) -> Done {
     };
     let request = pb::TxnRequest {
         compare: vec![compare],
-        success: vec![pb::RequestOp { request: Some(Request::RequestPut(put)) }],
+        success: vec![pb::RequestOp {
+            request: Some(Request::RequestPut(put)),
+        }],
         failure: Vec::new(),
     };
     match client.kv.clone().txn(request).await {
         Ok(answer) => {
             let answer = answer.into_inner();
             let answer = Some((answer.succeeded, revision(answer.header)));
-            Ok(Action::Swap { expected, value, answer })
+            Ok(Action::Swap {
+                expected,
+                value,
+                answer,
+            })
         }
-        Err(status) => Err((status, Some(Action::Swap { expected, value, answer: None }))),
+        Err(status) => Err((
+            status,
+            Some(Action::Swap {
+                expected,
+                value,
+                answer: None,
+            }),
+        )),
     }
 }
 
 async fn delete(client: &Client, key: &str) -> Done {
-    let request =
-        pb::DeleteRangeRequest { key: Bytes::from(key.to_owned()), ..Default::default() };
+    let request = pb::DeleteRangeRequest {
+        key: Bytes::from(key.to_owned()),
+        ..Default::default()
+    };
     match client.kv.clone().delete_range(request).await {
         Ok(answer) => {
             let answer = answer.into_inner();
-            Ok(Action::Delete { answer: Some((answer.deleted == 1, revision(answer.header))) })
+            Ok(Action::Delete {
+                answer: Some((answer.deleted == 1, revision(answer.header))),
+            })
         }
         Err(status) => Err((status, Some(Action::Delete { answer: None }))),
     }
 }
 
 fn number(value: &[u8]) -> Value {
-    std::str::from_utf8(value).ok().and_then(|text| text.parse().ok()).expect("our own values")
+    std::str::from_utf8(value)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .expect("our own values")
 }
 
 /// Watches at one member until the last revision, resuming when the stream breaks.
@@ -298,7 +385,12 @@ async fn watcher(shared: Arc<Shared>, at: usize) -> Vec<WatchRecord> {
         let record = watch_until(&shared, &shared.endpoints[at], next).await;
         let complete = record.is_ok();
         let record = record.unwrap_or_else(|record| record);
-        if let Some(last) = record.responses.iter().flat_map(|seen| &seen.changes).next_back() {
+        if let Some(last) = record
+            .responses
+            .iter()
+            .flat_map(|seen| &seen.changes)
+            .next_back()
+        {
             next = last.revision + 1;
         }
         records.push(record);
@@ -336,10 +428,16 @@ async fn watch_until(
         ..Default::default()
     };
     let send = |request| {
-        let _ = requests.send(pb::WatchRequest { request_union: Some(request) });
+        let _ = requests.send(pb::WatchRequest {
+            request_union: Some(request),
+        });
     };
     send(RequestUnion::CreateRequest(create));
-    let mut answers = match client.watch.watch(UnboundedReceiverStream::new(receiver)).await {
+    let mut answers = match client
+        .watch
+        .watch(UnboundedReceiverStream::new(receiver))
+        .await
+    {
         Ok(answers) => answers.into_inner(),
         Err(_) => return Err(record),
     };
@@ -352,7 +450,9 @@ async fn watch_until(
                 continue;
             }
         };
-        let Ok(Some(response)) = response else { return Err(record) };
+        let Ok(Some(response)) = response else {
+            return Err(record);
+        };
         assert!(
             !response.canceled,
             "{endpoint} cancelled a watch from {start_revision}: {} (compact revision {})",
@@ -365,7 +465,10 @@ async fn watch_until(
         // A progress notification tells that everything up to its revision has come.
         let header = revision(response.header);
         let seen = changes.last().map_or(header, |change| change.revision);
-        record.responses.push(WatchSeen { revision: header, changes });
+        record.responses.push(WatchSeen {
+            revision: header,
+            changes,
+        });
         if seen.unsigned_abs() >= shared.last_revision.load(Ordering::Relaxed) {
             return Ok(record);
         }
@@ -379,6 +482,9 @@ fn change(event: &mvccpb::Event) -> Change {
         key: String::from_utf8_lossy(&pair.key).into_owned(),
         value: (event.r#type == 0).then(|| number(&pair.value)),
         created: pair.version == 1,
-        previous: event.prev_kv.as_ref().map(|previous| number(&decode(previous).value)),
+        previous: event
+            .prev_kv
+            .as_ref()
+            .map(|previous| number(&decode(previous).value)),
     }
 }

@@ -41,7 +41,10 @@ pub fn free_port() -> u16 {
             return port;
         }
     }
-    panic!("no free port between {FIRST_PORT} and {}", FIRST_PORT + PORT_COUNT);
+    panic!(
+        "no free port between {FIRST_PORT} and {}",
+        FIRST_PORT + PORT_COUNT
+    );
 }
 
 /// How to start one member.
@@ -150,8 +153,11 @@ impl MemberBuilder {
         let initial = if self.initial_cluster.is_empty() {
             format!("{}={peer}", self.name)
         } else {
-            let members: Vec<_> =
-                self.initial_cluster.iter().map(|(name, url)| format!("{name}={url}")).collect();
+            let members: Vec<_> = self
+                .initial_cluster
+                .iter()
+                .map(|(name, url)| format!("{name}={url}"))
+                .collect();
             members.join(",")
         };
         let mut arguments = vec![
@@ -174,8 +180,13 @@ impl MemberBuilder {
 
     /// Starts the process without waiting until it serves.
     pub fn spawn(self) -> Member {
-        let mut member =
-            Member { builder: self, child: None, starts: 0, stopped: false, expected_to_fail: false };
+        let mut member = Member {
+            builder: self,
+            child: None,
+            starts: 0,
+            stopped: false,
+            expected_to_fail: false,
+        };
         member.launch();
         member
     }
@@ -191,7 +202,9 @@ impl MemberBuilder {
     pub async fn run_to_end(self) -> (ExitStatus, String) {
         let mut member = self.spawn();
         member.expected_to_fail = true;
-        let status = member.wait_for_exit("it refuses to start", STOP_LIMIT).await;
+        let status = member
+            .wait_for_exit("it refuses to start", STOP_LIMIT)
+            .await;
         (status, member.log())
     }
 }
@@ -249,7 +262,10 @@ impl Member {
     }
 
     fn log_path(&self) -> PathBuf {
-        self.builder.folder.path().join(format!("log-{}.txt", self.starts))
+        self.builder
+            .folder
+            .path()
+            .join(format!("log-{}.txt", self.starts))
     }
 
     fn launch(&mut self) {
@@ -266,7 +282,10 @@ impl Member {
             .stderr(log)
             .spawn()
             .unwrap_or_else(|error| {
-                panic!("cannot start {}: {error}", self.builder.program.path().display())
+                panic!(
+                    "cannot start {}: {error}",
+                    self.builder.program.path().display()
+                )
             });
         self.child = Some(child);
     }
@@ -292,7 +311,11 @@ impl Member {
 
     /// Has the process ended? It is forgotten then.
     pub fn try_exit(&mut self) -> Option<ExitStatus> {
-        let status = self.child.as_mut()?.try_wait().expect("own child can be waited for")?;
+        let status = self
+            .child
+            .as_mut()?
+            .try_wait()
+            .expect("own child can be waited for")?;
         self.child = None;
         Some(status)
     }
@@ -315,8 +338,14 @@ impl Member {
 
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
-        let child = self.child.as_ref().unwrap_or_else(|| panic!("{} runs not", self.builder.name));
-        let id = i32::try_from(child.id()).ok().and_then(Pid::from_raw).expect("a process id");
+        let child = self
+            .child
+            .as_ref()
+            .unwrap_or_else(|| panic!("{} runs not", self.builder.name));
+        let id = i32::try_from(child.id())
+            .ok()
+            .and_then(Pid::from_raw)
+            .expect("a process id");
         kill_process(id, signal).expect("own child can be signalled");
     }
 
@@ -367,7 +396,11 @@ impl Member {
     pub async fn answers(&self) {
         let client = self.client();
         eventually("a linearizable read is answered", START_LIMIT, || async {
-            client.get("health").await.map(drop).map_err(|status| status.to_string())
+            client
+                .get("health")
+                .await
+                .map(drop)
+                .map_err(|status| status.to_string())
         })
         .await;
     }
@@ -376,9 +409,13 @@ impl Member {
     pub fn assert_log_is_clean(&self) {
         for line in self.log().lines() {
             let bad = line.contains("panicked at")
-                || ["\"level\":\"error\"", "\"level\":\"fatal\"", "\"level\":\"panic\""]
-                    .iter()
-                    .any(|level| line.contains(level));
+                || [
+                    "\"level\":\"error\"",
+                    "\"level\":\"fatal\"",
+                    "\"level\":\"panic\"",
+                ]
+                .iter()
+                .any(|level| line.contains(level));
             assert!(!bad, "{} logged: {line}", self.builder.name);
         }
     }

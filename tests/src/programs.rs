@@ -63,7 +63,11 @@ pub fn tool(name: &str) -> PathBuf {
                 script.display()
             );
             let text = String::from_utf8(output.stdout).expect("the script prints a path");
-            PathBuf::from(text.lines().last().expect("the script prints the folder last"))
+            PathBuf::from(
+                text.lines()
+                    .last()
+                    .expect("the script prints the folder last"),
+            )
         })
         .join(name)
 }

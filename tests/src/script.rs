@@ -59,10 +59,20 @@ pub enum Step {
     KeepAlive(pb::LeaseKeepAliveRequest),
     HashKv(pb::HashKvRequest),
     Status,
-    Watch { stream: String, request: pb::WatchCreateRequest },
-    Cancel { stream: String, id: i64 },
-    Progress { stream: String },
-    Close { stream: String },
+    Watch {
+        stream: String,
+        request: pb::WatchCreateRequest,
+    },
+    Cancel {
+        stream: String,
+        id: i64,
+    },
+    Progress {
+        stream: String,
+    },
+    Close {
+        stream: String,
+    },
     Settle,
     Members(pb::MemberListRequest),
     MemberAdd(pb::MemberAddRequest),
@@ -70,7 +80,10 @@ pub enum Step {
     MemberPromote(pb::MemberPromoteRequest),
     MemberUpdate(pb::MemberUpdateRequest),
     MoveLeader(pb::MoveLeaderRequest),
-    Raw { path: String, message: Bytes },
+    Raw {
+        path: String,
+        message: Bytes,
+    },
 }
 
 /// Splits a script into the texts of its steps.
@@ -90,7 +103,11 @@ pub fn split(script: &str) -> Vec<&str> {
         }
     }
     steps.push(&script[start..]);
-    steps.into_iter().map(str::trim).filter(|step| !step.is_empty()).collect()
+    steps
+        .into_iter()
+        .map(str::trim)
+        .filter(|step| !step.is_empty())
+        .collect()
 }
 
 /// Reads one step.
@@ -99,9 +116,18 @@ pub fn split(script: &str) -> Vec<&str> {
 ///
 /// When the text is no step: scripts are part of the tests.
 pub fn parse(text: &str, symbols: Symbols) -> Step {
-    let mut parser = Parser { text, tokens: tokens(text), next: 0, symbols };
+    let mut parser = Parser {
+        text,
+        tokens: tokens(text),
+        next: 0,
+        symbols,
+    };
     let step = parser.step();
-    assert!(parser.peek().is_none(), "`{text}`: unexpected `{}`", parser.word());
+    assert!(
+        parser.peek().is_none(),
+        "`{text}`: unexpected `{}`",
+        parser.word()
+    );
     step
 }
 
@@ -136,7 +162,9 @@ impl<'a> Parser<'a> {
     }
 
     fn word(&mut self) -> &'a str {
-        let word = self.peek().unwrap_or_else(|| panic!("`{}` ends too early", self.text));
+        let word = self
+            .peek()
+            .unwrap_or_else(|| panic!("`{}` ends too early", self.text));
         self.next += 1;
         word
     }
@@ -149,7 +177,12 @@ impl<'a> Parser<'a> {
     }
 
     fn expect(&mut self, wanted: &str) {
-        assert!(self.take(wanted), "`{}`: expected `{wanted}`, not {:?}", self.text, self.peek());
+        assert!(
+            self.take(wanted),
+            "`{}`: expected `{wanted}`, not {:?}",
+            self.text,
+            self.peek()
+        );
     }
 
     /// Takes the next option: `name` or `name=value`. Options end at a separator.
@@ -169,16 +202,23 @@ impl<'a> Parser<'a> {
     fn number(&self, word: &str) -> i64 {
         if let Some(offset) = word.strip_prefix('@') {
             let offset = offset.strip_prefix('+').unwrap_or(offset);
-            return self.symbols.base + if offset.is_empty() { 0 } else { self.number(offset) };
+            return self.symbols.base
+                + if offset.is_empty() {
+                    0
+                } else {
+                    self.number(offset)
+                };
         }
-        word.parse().unwrap_or_else(|_| panic!("`{}`: `{word}` is no number", self.text))
+        word.parse()
+            .unwrap_or_else(|_| panic!("`{}`: `{word}` is no number", self.text))
     }
 
     fn member(&self, word: &str) -> u64 {
         if word == "self" {
             return self.symbols.member;
         }
-        word.parse().unwrap_or_else(|_| panic!("`{}`: `{word}` is no member", self.text))
+        word.parse()
+            .unwrap_or_else(|_| panic!("`{}`: `{word}` is no member", self.text))
     }
 
     fn step(&mut self) -> Step {
@@ -191,59 +231,90 @@ impl<'a> Parser<'a> {
             "compact" => {
                 let word = self.word();
                 let revision = self.number(word);
-                Step::Compact(pb::CompactionRequest { revision, physical: self.take("physical") })
+                Step::Compact(pb::CompactionRequest {
+                    revision,
+                    physical: self.take("physical"),
+                })
             }
             "grant" => {
                 let (id, ttl) = (self.word(), self.word());
-                Step::Grant(pb::LeaseGrantRequest { id: self.number(id), ttl: self.number(ttl) })
+                Step::Grant(pb::LeaseGrantRequest {
+                    id: self.number(id),
+                    ttl: self.number(ttl),
+                })
             }
             "revoke" => {
                 let id = self.word();
-                Step::Revoke(pb::LeaseRevokeRequest { id: self.number(id) })
+                Step::Revoke(pb::LeaseRevokeRequest {
+                    id: self.number(id),
+                })
             }
             "ttl" => {
                 let id = self.word();
                 let id = self.number(id);
-                Step::TimeToLive(pb::LeaseTimeToLiveRequest { id, keys: self.take("keys") })
+                Step::TimeToLive(pb::LeaseTimeToLiveRequest {
+                    id,
+                    keys: self.take("keys"),
+                })
             }
             "leases" => Step::Leases,
             "keepalive" => {
                 let id = self.word();
-                Step::KeepAlive(pb::LeaseKeepAliveRequest { id: self.number(id) })
+                Step::KeepAlive(pb::LeaseKeepAliveRequest {
+                    id: self.number(id),
+                })
             }
             "hashkv" => {
                 let revision = self.word();
-                Step::HashKv(pb::HashKvRequest { revision: self.number(revision) })
+                Step::HashKv(pb::HashKvRequest {
+                    revision: self.number(revision),
+                })
             }
             "status" => Step::Status,
             "watch" => self.watch(),
             "cancel" => {
                 let (stream, id) = (self.word(), self.word());
-                Step::Cancel { stream: stream.to_owned(), id: self.number(id) }
+                Step::Cancel {
+                    stream: stream.to_owned(),
+                    id: self.number(id),
+                }
             }
-            "progress" => Step::Progress { stream: self.word().to_owned() },
-            "close" => Step::Close { stream: self.word().to_owned() },
+            "progress" => Step::Progress {
+                stream: self.word().to_owned(),
+            },
+            "close" => Step::Close {
+                stream: self.word().to_owned(),
+            },
             "settle" => Step::Settle,
-            "members" => {
-                Step::Members(pb::MemberListRequest { linearizable: !self.take("serializable") })
-            }
+            "members" => Step::Members(pb::MemberListRequest {
+                linearizable: !self.take("serializable"),
+            }),
             "add" => self.member_add(),
             "remove" => {
                 let id = self.word();
-                Step::MemberRemove(pb::MemberRemoveRequest { id: self.member(id) })
+                Step::MemberRemove(pb::MemberRemoveRequest {
+                    id: self.member(id),
+                })
             }
             "promote" => {
                 let id = self.word();
-                Step::MemberPromote(pb::MemberPromoteRequest { id: self.member(id) })
+                Step::MemberPromote(pb::MemberPromoteRequest {
+                    id: self.member(id),
+                })
             }
             "update" => {
                 let id = self.word();
                 let id = self.member(id);
-                Step::MemberUpdate(pb::MemberUpdateRequest { id, peer_ur_ls: self.urls() })
+                Step::MemberUpdate(pb::MemberUpdateRequest {
+                    id,
+                    peer_ur_ls: self.urls(),
+                })
             }
             "move_leader" => {
                 let id = self.word();
-                Step::MoveLeader(pb::MoveLeaderRequest { target_id: self.member(id) })
+                Step::MoveLeader(pb::MoveLeaderRequest {
+                    target_id: self.member(id),
+                })
             }
             "raw" => {
                 let path = self.word().to_owned();
@@ -257,7 +328,11 @@ impl<'a> Parser<'a> {
 
     fn range(&mut self) -> pb::RangeRequest {
         let (key, range_end) = range(self.word());
-        let mut request = pb::RangeRequest { key, range_end, ..Default::default() };
+        let mut request = pb::RangeRequest {
+            key,
+            range_end,
+            ..Default::default()
+        };
         while let Some((name, value)) = self.option() {
             match name {
                 "rev" => request.revision = self.number(value),
@@ -299,8 +374,11 @@ impl<'a> Parser<'a> {
 
     fn put(&mut self) -> pb::PutRequest {
         let (key, value) = (self.word(), self.word());
-        let mut request =
-            pb::PutRequest { key: literal(key), value: literal(value), ..Default::default() };
+        let mut request = pb::PutRequest {
+            key: literal(key),
+            value: literal(value),
+            ..Default::default()
+        };
         while let Some((name, value)) = self.option() {
             match name {
                 "lease" => request.lease = self.number(value),
@@ -315,7 +393,11 @@ impl<'a> Parser<'a> {
 
     fn delete(&mut self) -> pb::DeleteRangeRequest {
         let (key, range_end) = range(self.word());
-        pb::DeleteRangeRequest { key, range_end, prev_kv: self.take("prev") }
+        pb::DeleteRangeRequest {
+            key,
+            range_end,
+            prev_kv: self.take("prev"),
+        }
     }
 
     fn txn(&mut self) -> pb::TxnRequest {
@@ -377,15 +459,28 @@ impl<'a> Parser<'a> {
             "mod" => (2, Some(TargetUnion::ModRevision(number(self)))),
             "val" => (3, Some(TargetUnion::Value(literal(operand)))),
             "lease" => (4, Some(TargetUnion::Lease(number(self)))),
-            other => (target_number(other), Some(TargetUnion::Version(number(self)))),
+            other => (
+                target_number(other),
+                Some(TargetUnion::Version(number(self))),
+            ),
         };
-        pb::Compare { result, target, key, range_end, target_union: union }
+        pb::Compare {
+            result,
+            target,
+            key,
+            range_end,
+            target_union: union,
+        }
     }
 
     fn watch(&mut self) -> Step {
         let stream = self.word().to_owned();
         let (key, range_end) = range(self.word());
-        let mut request = pb::WatchCreateRequest { key, range_end, ..Default::default() };
+        let mut request = pb::WatchCreateRequest {
+            key,
+            range_end,
+            ..Default::default()
+        };
         while let Some((name, value)) = self.option() {
             match name {
                 "start" => request.start_revision = self.number(value),
@@ -410,7 +505,11 @@ impl<'a> Parser<'a> {
             }
             self.next += 1;
             if word != "," {
-                urls.push(if word == "''" { String::new() } else { word.to_owned() });
+                urls.push(if word == "''" {
+                    String::new()
+                } else {
+                    word.to_owned()
+                });
             }
         }
         urls
@@ -418,7 +517,10 @@ impl<'a> Parser<'a> {
 
     fn member_add(&mut self) -> Step {
         let peer_ur_ls = self.urls();
-        Step::MemberAdd(pb::MemberAddRequest { peer_ur_ls, is_learner: self.take("learner") })
+        Step::MemberAdd(pb::MemberAddRequest {
+            peer_ur_ls,
+            is_learner: self.take("learner"),
+        })
     }
 }
 
@@ -471,7 +573,9 @@ fn literal(text: &str) -> Bytes {
         return Bytes::new();
     }
     if let Some((letter, count)) = text.split_once('~') {
-        return letter.repeat(count.parse().expect("a~N: N is a number")).into();
+        return letter
+            .repeat(count.parse().expect("a~N: N is a number"))
+            .into();
     }
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text;
@@ -494,7 +598,10 @@ fn unhex(text: &str) -> Bytes {
 mod tests {
     use super::*;
 
-    const SYMBOLS: Symbols = Symbols { base: 10, member: 7 };
+    const SYMBOLS: Symbols = Symbols {
+        base: 10,
+        member: 7,
+    };
 
     #[test]
     fn a_nested_transaction_is_one_step() {
@@ -502,12 +609,16 @@ mod tests {
                       else(get * limit=2); compact @";
         let steps = split(script);
         assert_eq!(steps.len(), 2);
-        let Step::Txn(txn) = parse(steps[0], SYMBOLS) else { panic!("a transaction") };
+        let Step::Txn(txn) = parse(steps[0], SYMBOLS) else {
+            panic!("a transaction")
+        };
         assert_eq!(txn.compare.len(), 2);
         assert_eq!(&txn.compare[1].range_end[..], b"c");
         assert_eq!(txn.success.len(), 2);
         assert_eq!(txn.failure.len(), 1);
-        let Step::Compact(compact) = parse(steps[1], SYMBOLS) else { panic!("a compaction") };
+        let Step::Compact(compact) = parse(steps[1], SYMBOLS) else {
+            panic!("a compaction")
+        };
         assert_eq!(compact.revision, 10);
     }
 

@@ -10,7 +10,9 @@ use rand::seq::IndexedRandom;
 const NESTING_MAX: usize = 2;
 /// Keys of which some are prefixes of others and one sorts directly after another.
 const KEYS: &[&str] = &["a", "aa", "ab", "b", "b\\x00", "c", "d"];
-const RANGES: &[&str] = &["a*", "b*", "a..c", "b..", "*", "c..a", "b..b", "a..b", "aa..d"];
+const RANGES: &[&str] = &[
+    "a*", "b*", "a..c", "b..", "*", "c..a", "b..b", "a..b", "aa..d",
+];
 const VALUES: &[&str] = &["''", "x", "y", "z", "v~300", "w~3000"];
 const LEASES: &[i64] = &[101, 102, 103];
 
@@ -28,7 +30,9 @@ struct Generator<'a> {
 
 impl Generator<'_> {
     fn pick<'b>(&mut self, choices: &[&'b str]) -> &'b str {
-        choices.choose(self.random).expect("lists of choices are not empty")
+        choices
+            .choose(self.random)
+            .expect("lists of choices are not empty")
     }
 
     fn chance(&mut self, percent: u32) -> bool {
@@ -37,11 +41,19 @@ impl Generator<'_> {
 
     fn key(&mut self) -> &'static str {
         // An empty key is refused: now and then.
-        if self.chance(1) { "''" } else { self.pick(KEYS) }
+        if self.chance(1) {
+            "''"
+        } else {
+            self.pick(KEYS)
+        }
     }
 
     fn range(&mut self) -> &'static str {
-        if self.chance(50) { self.key() } else { self.pick(RANGES) }
+        if self.chance(50) {
+            self.key()
+        } else {
+            self.pick(RANGES)
+        }
     }
 
     fn lease(&mut self) -> i64 {
@@ -70,7 +82,11 @@ impl Generator<'_> {
                 self.revision(),
                 if self.chance(30) { " physical" } else { "" }
             ),
-            81..85 => format!("grant {} {}", self.lease(), self.random.random_range(60..1000)),
+            81..85 => format!(
+                "grant {} {}",
+                self.lease(),
+                self.random.random_range(60..1000)
+            ),
             85..87 => format!("revoke {}", self.lease()),
             87..89 => format!("ttl {} keys", self.lease()),
             89..90 => format!("keepalive {}", self.lease()),
@@ -118,7 +134,11 @@ impl Generator<'_> {
                 let _ = write!(text, " {filter}={}", self.revision());
             }
         }
-        for (percent, option) in [(10, " keys_only"), (10, " count_only"), (20, " serializable")] {
+        for (percent, option) in [
+            (10, " keys_only"),
+            (10, " count_only"),
+            (20, " serializable"),
+        ] {
             if self.chance(percent) {
                 text.push_str(option);
             }
@@ -127,20 +147,26 @@ impl Generator<'_> {
     }
 
     fn delete(&mut self) -> String {
-        format!("del {}{}", self.range(), if self.chance(40) { " prev" } else { "" })
+        format!(
+            "del {}{}",
+            self.range(),
+            if self.chance(40) { " prev" } else { "" }
+        )
     }
 
     fn txn(&mut self, depth: usize) -> String {
         let mut text = String::from("txn");
-        let compares: Vec<_> =
-            (0..self.random.random_range(0..3)).map(|_| self.compare()).collect();
+        let compares: Vec<_> = (0..self.random.random_range(0..3))
+            .map(|_| self.compare())
+            .collect();
         if !compares.is_empty() {
             let _ = write!(text, " if({})", compares.join(", "));
         }
         for branch in ["then", "else"] {
             if self.chance(70) {
-                let operations: Vec<_> =
-                    (0..self.random.random_range(0..4)).map(|_| self.operation(depth)).collect();
+                let operations: Vec<_> = (0..self.random.random_range(0..4))
+                    .map(|_| self.operation(depth))
+                    .collect();
                 let _ = write!(text, " {branch}({})", operations.join("; "));
             }
         }
@@ -179,9 +205,12 @@ impl Generator<'_> {
         if self.chance(50) {
             let _ = write!(text, " start={}", self.revision());
         }
-        for (percent, option) in
-            [(40, " prev"), (10, " noput"), (10, " nodelete"), (10, " fragment")]
-        {
+        for (percent, option) in [
+            (40, " prev"),
+            (10, " noput"),
+            (10, " nodelete"),
+            (10, " fragment"),
+        ] {
             if self.chance(percent) {
                 text.push_str(option);
             }

@@ -77,10 +77,18 @@ impl std::fmt::Display for Difference {
 /// # Errors
 ///
 /// The first difference. The stores' histories may differ after it: start new ones.
-pub async fn compare(stores: &mut [Store], script: &str) -> Result<(), Difference> {
+pub async fn compare(stores: &mut [Store], script: &str) -> Result<(), Box<Difference>> {
     let bases = join_all(stores.iter_mut().map(Store::reset)).await;
     let base = bases[0].clone();
-    check(stores, "(reset)", "(reset)", &bases.iter().map(|base| format!("{base:?}")).collect::<Vec<_>>())?;
+    check(
+        stores,
+        "(reset)",
+        "(reset)",
+        &bases
+            .iter()
+            .map(|base| format!("{base:?}"))
+            .collect::<Vec<_>>(),
+    )?;
     let base = base.expect("the oracle can be reset");
 
     let mut done = String::new();
@@ -91,7 +99,13 @@ pub async fn compare(stores: &mut [Store], script: &str) -> Result<(), Differenc
             settle(stores, &done).await?;
         }
         let answers = join_all(stores.iter_mut().map(|store| async move {
-            let step = parse(text, Symbols { base, member: store.member });
+            let step = parse(
+                text,
+                Symbols {
+                    base,
+                    member: store.member,
+                },
+            );
             tokio::time::timeout(deadline(ANSWER_LIMIT), store.execute(step))
                 .await
                 .unwrap_or_else(|_| "NO ANSWER".into())
@@ -101,7 +115,9 @@ pub async fn compare(stores: &mut [Store], script: &str) -> Result<(), Differenc
     }
     settle(stores, &done).await?;
     let hashes = join_all(
-        stores.iter_mut().map(|store| store.execute(Step::HashKv(pb::HashKvRequest::default()))),
+        stores
+            .iter_mut()
+            .map(|store| store.execute(Step::HashKv(pb::HashKvRequest::default()))),
     )
     .await;
     check(stores, &done, "(final hashkv 0)", &hashes)
@@ -112,26 +128,28 @@ fn check(
     script: &str,
     step: &str,
     answers: &[String],
-) -> Result<(), Difference> {
+) -> Result<(), Box<Difference>> {
     match answers.iter().position(|answer| *answer != answers[0]) {
         None => Ok(()),
-        Some(other) => Err(Difference {
+        Some(other) => Err(Box::new(Difference {
             script: script.to_owned(),
             step: step.to_owned(),
             expected: (stores[0].name.clone(), answers[0].clone()),
             got: (stores[other].name.clone(), answers[other].clone()),
-        }),
+        })),
     }
 }
 
 /// Waits until all watch streams are quiet; then they must be equal.
-async fn settle(stores: &[Store], script: &str) -> Result<(), Difference> {
+async fn settle(stores: &[Store], script: &str) -> Result<(), Box<Difference>> {
     if stores.iter().all(|store| store.streams.is_empty()) {
         return Ok(());
     }
     let start = Instant::now();
     loop {
-        let quiet = stores.iter().all(|store| store.streams.values().all(WatchStream::is_quiet));
+        let quiet = stores
+            .iter()
+            .all(|store| store.streams.values().all(WatchStream::is_quiet));
         let seen: Vec<_> = stores.iter().map(Store::watched).collect();
         let result = check(stores, script, "(watch streams)", &seen);
         let over = start.elapsed() > deadline(SETTLE_LIMIT);
@@ -150,7 +168,13 @@ impl Store {
         })
         .await;
         let member = status.header.map_or(0, |header| header.member_id);
-        Self { name: name.to_owned(), client, member, streams: BTreeMap::new(), compacted: BTreeSet::new() }
+        Self {
+            name: name.to_owned(),
+            client,
+            member,
+            streams: BTreeMap::new(),
+            compacted: BTreeSet::new(),
+        }
     }
 
     /// Removes all keys, leases and watchers; returns the revision then.
@@ -158,13 +182,21 @@ impl Store {
         self.streams.clear();
         let mut client = self.client.clone();
         let text = |status: Status| status.to_string();
-        let leases = client.lease.lease_leases(pb::LeaseLeasesRequest {}).await.map_err(text)?;
+        let leases = client
+            .lease
+            .lease_leases(pb::LeaseLeasesRequest {})
+            .await
+            .map_err(text)?;
         for lease in leases.into_inner().leases {
             let request = pb::LeaseRevokeRequest { id: lease.id };
             client.lease.lease_revoke(request).await.map_err(text)?;
         }
         let all = Bytes::from_static(b"\0");
-        let request = pb::DeleteRangeRequest { key: all.clone(), range_end: all, prev_kv: false };
+        let request = pb::DeleteRangeRequest {
+            key: all.clone(),
+            range_end: all,
+            prev_kv: false,
+        };
         let answer = client.kv.delete_range(request).await.map_err(text)?;
         Ok(crate::client::revision(answer.into_inner().header))
     }
@@ -189,22 +221,35 @@ impl Store {
                 show(answer, |answer| header(answer.header))
             }
             Step::Grant(request) => show(client.lease.lease_grant(request).await, |answer| {
-                let id = if request.id == 0 { "chosen".into() } else { answer.id.to_string() };
-                assert!(request.id != 0 || answer.id > 0, "a chosen lease id is positive");
-                format!("{} id={id} ttl={} {}", header(answer.header), answer.ttl, answer.error)
+                let id = if request.id == 0 {
+                    "chosen".into()
+                } else {
+                    answer.id.to_string()
+                };
+                assert!(
+                    request.id != 0 || answer.id > 0,
+                    "a chosen lease id is positive"
+                );
+                format!(
+                    "{} id={id} ttl={} {}",
+                    header(answer.header),
+                    answer.ttl,
+                    answer.error
+                )
             }),
-            Step::Revoke(request) => {
-                show(client.lease.lease_revoke(request).await, |answer| header(answer.header))
-            }
+            Step::Revoke(request) => show(client.lease.lease_revoke(request).await, |answer| {
+                header(answer.header)
+            }),
             Step::TimeToLive(request) => {
                 show(client.lease.lease_time_to_live(request).await, time_to_live)
             }
-            Step::Leases => {
-                show(client.lease.lease_leases(pb::LeaseLeasesRequest {}).await, |answer| {
+            Step::Leases => show(
+                client.lease.lease_leases(pb::LeaseLeasesRequest {}).await,
+                |answer| {
                     let ids: Vec<_> = answer.leases.iter().map(|lease| lease.id).collect();
                     format!("{} {ids:?}", header(answer.header))
-                })
-            }
+                },
+            ),
             Step::KeepAlive(request) => keep_alive(client, request).await,
             Step::HashKv(request) if self.compacted.contains(&request.revision) => {
                 "not compared".into()
@@ -218,9 +263,10 @@ impl Store {
                     answer.hash_revision
                 )
             }),
-            Step::Status => {
-                show(client.maintenance.status(pb::StatusRequest {}).await, status_response)
-            }
+            Step::Status => show(
+                client.maintenance.status(pb::StatusRequest {}).await,
+                status_response,
+            ),
             Step::Watch { stream, request } => self.watch(stream, request).await,
             Step::Cancel { stream, id } => {
                 let request = RequestUnion::CancelRequest(pb::WatchCancelRequest { watch_id: id });
@@ -239,9 +285,10 @@ impl Store {
                 members(self.member, answer.header, &answer.members)
             }),
             Step::MemberAdd(request) => show(client.cluster.member_add(request).await, |answer| {
-                let added = answer.member.iter().map(|member| {
-                    format!("{:?} learner={}", member.peer_ur_ls, member.is_learner)
-                });
+                let added = answer
+                    .member
+                    .iter()
+                    .map(|member| format!("{:?} learner={}", member.peer_ur_ls, member.is_learner));
                 format!(
                     "added {:?} {}",
                     added.collect::<Vec<_>>(),
@@ -264,7 +311,9 @@ impl Store {
                 })
             }
             Step::MoveLeader(request) => {
-                show(client.maintenance.move_leader(request).await, |answer| header(answer.header))
+                show(client.maintenance.move_leader(request).await, |answer| {
+                    header(answer.header)
+                })
             }
             Step::Raw { path, message } => raw(client, &path, message).await,
         }
@@ -280,7 +329,10 @@ impl Store {
         let answered = |log: &[pb::WatchResponse]| log.iter().filter(|r| r.created).count();
         let before = stream.count(answered);
         stream.send(RequestUnion::CreateRequest(request));
-        match stream.wait(|log| answered(log) > before, ANSWER_LIMIT).await {
+        match stream
+            .wait(|log| answered(log) > before, ANSWER_LIMIT)
+            .await
+        {
             true => "answered".into(),
             false => "not answered".into(),
         }
@@ -324,11 +376,18 @@ struct Seen {
 impl WatchStream {
     fn open(mut client: Client) -> Self {
         let (requests, receiver) = mpsc::unbounded_channel();
-        let seen =
-            Arc::new(Mutex::new(Seen { responses: Vec::new(), end: None, last: Instant::now() }));
+        let seen = Arc::new(Mutex::new(Seen {
+            responses: Vec::new(),
+            end: None,
+            last: Instant::now(),
+        }));
         let log = seen.clone();
         let reader = tokio::spawn(async move {
-            let end = match client.watch.watch(UnboundedReceiverStream::new(receiver)).await {
+            let end = match client
+                .watch
+                .watch(UnboundedReceiverStream::new(receiver))
+                .await
+            {
                 Err(status) => error(&status),
                 Ok(answer) => {
                     let mut answers = answer.into_inner();
@@ -347,12 +406,18 @@ impl WatchStream {
             };
             log.lock().end = Some(end);
         });
-        Self { requests, seen, reader }
+        Self {
+            requests,
+            seen,
+            reader,
+        }
     }
 
     fn send(&self, request: RequestUnion) {
         // A stream that the server ended takes no more requests: its end is in the log.
-        let _ = self.requests.send(pb::WatchRequest { request_union: Some(request) });
+        let _ = self.requests.send(pb::WatchRequest {
+            request_union: Some(request),
+        });
         self.seen.lock().last = Instant::now();
     }
 
@@ -448,7 +513,11 @@ fn watch_control(response: &pb::WatchResponse) -> String {
         "{}{}{} {} compact={} {}",
         if response.created { "created" } else { "" },
         if response.canceled { "canceled" } else { "" },
-        if response.created || response.canceled { "" } else { "progress" },
+        if response.created || response.canceled {
+            ""
+        } else {
+            "progress"
+        },
         header(response.header),
         response.compact_revision,
         response.cancel_reason
@@ -476,7 +545,9 @@ fn error(status: &Status) -> String {
 
 /// The parts of a header that do not depend on the cluster, and whether the others are there.
 fn header(header: Option<pb::ResponseHeader>) -> String {
-    let Some(header) = header else { return "no header".into() };
+    let Some(header) = header else {
+        return "no header".into();
+    };
     let mut text = format!("rev={}", header.revision);
     for (missing, name) in [
         (header.cluster_id == 0, " no cluster"),
@@ -492,7 +563,9 @@ fn header(header: Option<pb::ResponseHeader>) -> String {
 
 fn bytes_text(bytes: &[u8]) -> String {
     if bytes.len() > SHOWN_VALUE_BYTES {
-        let sum = bytes.iter().fold(0u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(u32::from(*byte)));
+        let sum = bytes.iter().fold(0u32, |sum, byte| {
+            sum.wrapping_mul(31).wrapping_add(u32::from(*byte))
+        });
         return format!("<{} bytes, sum {sum}>", bytes.len());
     }
     bytes.escape_ascii().to_string()
@@ -515,7 +588,10 @@ fn key_value(pair: &EncodedKeyValue) -> String {
 }
 
 fn key_values(pairs: &[EncodedKeyValue]) -> String {
-    format!("[{}]", pairs.iter().map(key_value).collect::<Vec<_>>().join(", "))
+    format!(
+        "[{}]",
+        pairs.iter().map(key_value).collect::<Vec<_>>().join(", ")
+    )
 }
 
 fn range_response(answer: pb::RangeResponse) -> String {
@@ -554,7 +630,10 @@ async fn range_stream(mut client: Client, request: pb::RangeRequest) -> String {
 }
 
 fn put_response(answer: pb::PutResponse) -> String {
-    let previous = answer.prev_kv.as_ref().map_or_else(|| "-".into(), key_value);
+    let previous = answer
+        .prev_kv
+        .as_ref()
+        .map_or_else(|| "-".into(), key_value);
     format!("{} prev={previous}", header(answer.header))
 }
 
@@ -609,7 +688,11 @@ async fn keep_alive(mut client: Client, request: pb::LeaseKeepAliveRequest) -> S
     // The request stream stays open until the answer is here.
     let (sender, receiver) = mpsc::unbounded_channel();
     let _ = sender.send(request);
-    let answer = match client.lease.lease_keep_alive(UnboundedReceiverStream::new(receiver)).await {
+    let answer = match client
+        .lease
+        .lease_keep_alive(UnboundedReceiverStream::new(receiver))
+        .await
+    {
         Err(status) => return error(&status),
         Ok(answer) => answer.into_inner().message().await,
     };
@@ -617,7 +700,12 @@ async fn keep_alive(mut client: Client, request: pb::LeaseKeepAliveRequest) -> S
         Err(status) => error(&status),
         Ok(None) => "ended".into(),
         Ok(Some(answer)) => {
-            format!("{} id={} ttl={}", header(answer.header), answer.id, answer.ttl)
+            format!(
+                "{} id={} ttl={}",
+                header(answer.header),
+                answer.id,
+                answer.ttl
+            )
         }
     }
 }
@@ -638,7 +726,9 @@ fn status_response(answer: pb::StatusResponse) -> String {
         answer.db_size_in_use <= answer.db_size,
         answer.raft_index >= answer.raft_applied_index,
         answer.raft_applied_index > 0,
-        answer.header.is_some_and(|header| header.raft_term == answer.raft_term),
+        answer
+            .header
+            .is_some_and(|header| header.raft_term == answer.raft_term),
         answer.downgrade_info,
     )
 }
@@ -650,7 +740,11 @@ fn members(own: u64, head: Option<pb::ResponseHeader>, members: &[pb::Member]) -
         .iter()
         .map(|member| {
             let urls = if member.id == own {
-                format!("own, {} and {} URLs", member.peer_ur_ls.len(), member.client_ur_ls.len())
+                format!(
+                    "own, {} and {} URLs",
+                    member.peer_ur_ls.len(),
+                    member.client_ur_ls.len()
+                )
             } else {
                 format!("{:?} {:?}", member.peer_ur_ls, member.client_ur_ls)
             };
@@ -669,7 +763,10 @@ async fn raw(client: Client, path: &str, message: Bytes) -> String {
         return format!("no connection: {failure}");
     }
     let path = path.parse().expect("a path");
-    match grpc.unary(tonic::Request::new(message), path, BytesCodec).await {
+    match grpc
+        .unary(tonic::Request::new(message), path, BytesCodec)
+        .await
+    {
         Ok(_) => format!("{:?}", Code::Ok),
         Err(status) => format!("{:?}", status.code()),
     }
@@ -712,7 +809,10 @@ impl tonic::codec::Decoder for BytesCodec {
     type Item = Bytes;
     type Error = Status;
 
-    fn decode(&mut self, buffer: &mut tonic::codec::DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
+    fn decode(
+        &mut self,
+        buffer: &mut tonic::codec::DecodeBuf<'_>,
+    ) -> Result<Option<Bytes>, Status> {
         let length = bytes::Buf::remaining(buffer);
         Ok(Some(bytes::Buf::copy_to_bytes(buffer, length)))
     }

@@ -26,7 +26,12 @@ fn run(mut command: Command, input: &str, limit: Duration) -> String {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(input.as_bytes())
+        .unwrap();
     let mut out = child.stdout.take().unwrap();
     let mut err = child.stderr.take().unwrap();
     let out = std::thread::spawn(move || {
@@ -77,28 +82,39 @@ impl Control {
         let peer = member.builder().peer_url();
         names.push((peer.trim_start_matches("http://").to_owned(), "PEER".into()));
         names.push((member.address(), "ENDPOINT".into()));
-        Self { endpoints: member.endpoint(), names, lease: "0".into() }
+        Self {
+            endpoints: member.endpoint(),
+            names,
+            lease: "0".into(),
+        }
     }
 
     /// Runs one command; `{lease}` is the last granted lease.
     fn run(&mut self, line: &str, input: &str) -> String {
         let mut command = Command::new(tool("etcdctl"));
-        command.arg("--endpoints").arg(&self.endpoints).arg("--command-timeout=10s");
+        command
+            .arg("--endpoints")
+            .arg(&self.endpoints)
+            .arg("--command-timeout=10s");
         for word in line.split(' ') {
             command.arg(word.replace("{lease}", &self.lease).replace("{space}", " "));
         }
         let output = run(command, input, COMMAND_LIMIT);
-        if line.starts_with("lease grant") {
-            if let Some(id) = output.strip_prefix("lease ").and_then(|rest| rest.split(' ').next()) {
-                self.lease = id.to_owned();
-            }
+        if line.starts_with("lease grant")
+            && let Some(id) = output
+                .strip_prefix("lease ")
+                .and_then(|rest| rest.split(' ').next())
+        {
+            self.lease = id.to_owned();
         }
         self.normal(&output)
     }
 
     fn normal(&self, output: &str) -> String {
         // The client's own log has times and addresses.
-        let lines = output.lines().filter(|line| !line.starts_with("{\"level\":"));
+        let lines = output
+            .lines()
+            .filter(|line| !line.starts_with("{\"level\":"));
         let mut text: String = lines.map(|line| format!("{line}\n")).collect();
         for (value, name) in &self.names {
             text = text.replace(value, name);
@@ -110,8 +126,18 @@ impl Control {
         }
         // Terms, sizes, indexes and times are a store's own.
         for field in [
-            "raft_term\":", "raftTerm\":", "raftIndex\":", "raftAppliedIndex\":", "dbSize\":",
-            "dbSizeInUse\":", "\"RaftTerm\" : ", "took = ", "took\":\"", "remaining(", "\"TTL\" : ", "\"ttl\":",
+            "raft_term\":",
+            "raftTerm\":",
+            "raftIndex\":",
+            "raftAppliedIndex\":",
+            "dbSize\":",
+            "dbSizeInUse\":",
+            "\"RaftTerm\" : ",
+            "took = ",
+            "took\":\"",
+            "remaining(",
+            "\"TTL\" : ",
+            "\"ttl\":",
         ] {
             text = replace_number_after(&text, field);
         }
@@ -127,7 +153,8 @@ fn replace_number_after(text: &str, field: &str) -> String {
         let (before, after) = rest.split_at(place + field.len());
         result.push_str(before);
         result.push('N');
-        rest = after.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.' || "µms".contains(c));
+        rest =
+            after.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.' || "µms".contains(c));
     }
     result + rest
 }
@@ -165,9 +192,18 @@ const COMMANDS: &[(&str, &str)] = &[
     ("get --prefix  --min-mod-rev=4 -w json", ""),
     ("get missing -w json", ""),
     ("get --prefix a --stream", ""),
-    ("txn", "value(\"a\") = \"from the input\"\n\nput c yes\nget a\n\nput c no\n\n"),
-    ("txn", "mod(\"a\") > \"100\"\n\nput c yes\n\nput d no\nget c\n\n"),
-    ("txn -w json", "ver(\"a\") > \"0\"\n\ndel a --prev-kv\nget --prefix c\n\n\n\n"),
+    (
+        "txn",
+        "value(\"a\") = \"from the input\"\n\nput c yes\nget a\n\nput c no\n\n",
+    ),
+    (
+        "txn",
+        "mod(\"a\") > \"100\"\n\nput c yes\n\nput d no\nget c\n\n",
+    ),
+    (
+        "txn -w json",
+        "ver(\"a\") > \"0\"\n\ndel a --prev-kv\nget --prefix c\n\n\n\n",
+    ),
     ("txn", "\n\nput x 1\nput x 2\n\n\n"),
     ("del c --prev-kv", ""),
     ("del missing", ""),
@@ -245,7 +281,11 @@ fn status_fields(text: &str) -> String {
     text.split([',', '\n'])
         .filter(|field| !field.contains("downgradeInfo"))
         .map(|field| match field.split_once(':') {
-            Some((name, value)) if ["ersion", "evision", "uota", "earner"].iter().any(|f| name.contains(f)) => {
+            Some((name, value))
+                if ["ersion", "evision", "uota", "earner"]
+                    .iter()
+                    .any(|f| name.contains(f)) =>
+            {
                 format!("{name}:{value}\n")
             }
             Some((name, _)) => format!("{name}\n"),
@@ -262,8 +302,12 @@ struct Running {
 
 impl Running {
     fn start(mut command: Command) -> Self {
-        let mut child =
-            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         let out = child.stdout.take().unwrap();
         let (sender, lines) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
@@ -277,7 +321,9 @@ impl Running {
     }
 
     fn line(&self) -> String {
-        self.lines.recv_timeout(deadline(COMMAND_LIMIT)).expect("one more line in time")
+        self.lines
+            .recv_timeout(deadline(COMMAND_LIMIT))
+            .expect("one more line in time")
     }
 }
 
@@ -301,8 +347,14 @@ async fn etcdctl_watches_elects_and_keeps_alive() {
     client.put("w/a", "1").await.unwrap();
     let endpoint = member.endpoint();
 
-    let watch = Running::start(etcdctl(&endpoint, &["watch", "--prefix", "w/", "--rev=1", "--prev-kv"]));
-    assert_eq!([watch.line(), watch.line(), watch.line()], ["PUT", "w/a", "1"]);
+    let watch = Running::start(etcdctl(
+        &endpoint,
+        &["watch", "--prefix", "w/", "--rev=1", "--prev-kv"],
+    ));
+    assert_eq!(
+        [watch.line(), watch.line(), watch.line()],
+        ["PUT", "w/a", "1"]
+    );
     client.put("w/a", "2").await.unwrap();
     let lines: Vec<_> = (0..5).map(|_| watch.line()).collect();
     assert_eq!(lines, ["PUT", "w/a", "1", "w/a", "2"]);
@@ -325,9 +377,18 @@ async fn etcdctl_watches_elects_and_keeps_alive() {
             range_end: "seat0".into(),
             ..Default::default()
         };
-        let answer = client.kv.clone().range(request).await.map_err(|e| e.to_string())?;
+        let answer = client
+            .kv
+            .clone()
+            .range(request)
+            .await
+            .map_err(|e| e.to_string())?;
         let count = answer.into_inner().count;
-        if count == 2 { Ok(()) } else { Err(format!("{count} candidates")) }
+        if count == 2 {
+            Ok(())
+        } else {
+            Err(format!("{count} candidates"))
+        }
     })
     .await;
     // SIGINT makes etcdctl resign; then the second one leads.
@@ -339,7 +400,11 @@ async fn etcdctl_watches_elects_and_keeps_alive() {
     assert_eq!(listen.line(), "second");
     drop((elect, listen, second));
 
-    let output = run(etcdctl(&endpoint, &["lease", "grant", "3"]), "", COMMAND_LIMIT);
+    let output = run(
+        etcdctl(&endpoint, &["lease", "grant", "3"]),
+        "",
+        COMMAND_LIMIT,
+    );
     let lease = output.split_whitespace().nth(1).unwrap().to_owned();
     let alive = Running::start(etcdctl(&endpoint, &["lease", "keep-alive", &lease]));
     for _ in 0..4 {
@@ -350,7 +415,13 @@ async fn etcdctl_watches_elects_and_keeps_alive() {
     let held = Running::start(etcdctl(&endpoint, &["lock", "door"]));
     assert!(held.line().starts_with("door/"));
     let waits = Running::start(etcdctl(&endpoint, &["lock", "door"]));
-    assert!(waits.lines.recv_timeout(Duration::from_millis(300)).is_err(), "two hold one lock");
+    assert!(
+        waits
+            .lines
+            .recv_timeout(Duration::from_millis(300))
+            .is_err(),
+        "two hold one lock"
+    );
     let id = rustix::process::Pid::from_raw(i32::try_from(held.child.id()).unwrap()).unwrap();
     rustix::process::kill_process(id, rustix::process::Signal::INT).unwrap();
     assert!(waits.line().starts_with("door/"));
@@ -361,7 +432,11 @@ async fn etcdctl_mirrors_into_another_store() {
     let source = Member::start(subject()).await;
     let target = Member::start(Program::Etcd).await;
     for number in 0..50 {
-        source.client().put(format!("m/{number:02}"), number.to_string()).await.unwrap();
+        source
+            .client()
+            .put(format!("m/{number:02}"), number.to_string())
+            .await
+            .unwrap();
     }
     let _mirror = Running::start(etcdctl(
         &source.endpoint(),
@@ -374,7 +449,11 @@ async fn etcdctl_mirrors_into_another_store() {
             async move {
                 let (pair, _) = client.get(key).await.map_err(|error| error.to_string())?;
                 let value = pair.map(|pair| String::from_utf8_lossy(&pair.value).into_owned());
-                if value.as_deref() == wanted { Ok(()) } else { Err(format!("{key}={value:?}")) }
+                if value.as_deref() == wanted {
+                    Ok(())
+                } else {
+                    Err(format!("{key}={value:?}"))
+                }
             }
         })
     };
@@ -389,7 +468,14 @@ async fn etcdctl_moves_the_leader_and_sees_the_cluster() {
     let endpoints = cluster.endpoints().join(",");
     let leader = cluster.leader().await;
     let target = (leader + 1) % 3;
-    let id = cluster.members[target].client().status().await.unwrap().header.unwrap().member_id;
+    let id = cluster.members[target]
+        .client()
+        .status()
+        .await
+        .unwrap()
+        .header
+        .unwrap()
+        .member_id;
     let output = run(
         etcdctl(&endpoints, &["move-leader", &format!("{id:x}")]),
         "",
@@ -399,20 +485,46 @@ async fn etcdctl_moves_the_leader_and_sees_the_cluster() {
     assert_eq!(cluster.leader().await, target);
     // A follower is asked: it is not the leader.
     let follower = cluster.members[leader].endpoint();
-    let output = run(etcdctl(&follower, &["move-leader", &format!("{id:x}")]), "", COMMAND_LIMIT);
+    let output = run(
+        etcdctl(&follower, &["move-leader", &format!("{id:x}")]),
+        "",
+        COMMAND_LIMIT,
+    );
     assert!(output.contains("no leader endpoint given"), "{output}");
 
-    let output = run(etcdctl(&endpoints, &["endpoint", "health"]), "", COMMAND_LIMIT);
+    let output = run(
+        etcdctl(&endpoints, &["endpoint", "health"]),
+        "",
+        COMMAND_LIMIT,
+    );
     assert_eq!(output.matches("is healthy").count(), 3, "{output}");
-    let output =
-        run(etcdctl(&follower, &["endpoint", "status", "--cluster"]), "", COMMAND_LIMIT);
-    assert_eq!(output.lines().filter(|line| line.contains("3.7.3")).count(), 3, "{output}");
-    assert_eq!(output.matches(", true, false,").count(), 1, "one leader: {output}");
+    let output = run(
+        etcdctl(&follower, &["endpoint", "status", "--cluster"]),
+        "",
+        COMMAND_LIMIT,
+    );
+    assert_eq!(
+        output.lines().filter(|line| line.contains("3.7.3")).count(),
+        3,
+        "{output}"
+    );
+    assert_eq!(
+        output.matches(", true, false,").count(),
+        1,
+        "one leader: {output}"
+    );
     run(etcdctl(&endpoints, &["put", "a", "1"]), "", COMMAND_LIMIT);
     cluster.assert_equal_hashes().await;
-    let output = run(etcdctl(&follower, &["endpoint", "hashkv", "--cluster"]), "", COMMAND_LIMIT);
-    let mut hashes: Vec<_> =
-        output.lines().filter_map(|line| line.split(", ").nth(1)).map(str::to_owned).collect();
+    let output = run(
+        etcdctl(&follower, &["endpoint", "hashkv", "--cluster"]),
+        "",
+        COMMAND_LIMIT,
+    );
+    let mut hashes: Vec<_> = output
+        .lines()
+        .filter_map(|line| line.split(", ").nth(1))
+        .map(str::to_owned)
+        .collect();
     hashes.dedup();
     assert_eq!(hashes.len(), 1, "{output}");
 }
@@ -424,18 +536,44 @@ async fn etcdctl_changes_the_members() {
     let (_, id) = cluster.add_member(true).await;
     let hex = format!("{id:x}");
     let output = run(etcdctl(&endpoint, &["member", "list"]), "", COMMAND_LIMIT);
-    assert_eq!(output.lines().filter(|line| line.ends_with("true")).count(), 1, "{output}");
-    eventually("the learner is promoted", Duration::from_secs(30), || async {
-        let output = run(etcdctl(&endpoint, &["member", "promote", &hex]), "", COMMAND_LIMIT);
-        if output.contains("promoted in cluster") { Ok(()) } else { Err(output) }
-    })
+    assert_eq!(
+        output.lines().filter(|line| line.ends_with("true")).count(),
+        1,
+        "{output}"
+    );
+    eventually(
+        "the learner is promoted",
+        Duration::from_secs(30),
+        || async {
+            let output = run(
+                etcdctl(&endpoint, &["member", "promote", &hex]),
+                "",
+                COMMAND_LIMIT,
+            );
+            if output.contains("promoted in cluster") {
+                Ok(())
+            } else {
+                Err(output)
+            }
+        },
+    )
     .await;
     eventually("the member is removed", Duration::from_secs(30), || async {
-        let output = run(etcdctl(&endpoint, &["member", "remove", &hex]), "", COMMAND_LIMIT);
-        if output.contains("removed from cluster") { Ok(()) } else { Err(output) }
+        let output = run(
+            etcdctl(&endpoint, &["member", "remove", &hex]),
+            "",
+            COMMAND_LIMIT,
+        );
+        if output.contains("removed from cluster") {
+            Ok(())
+        } else {
+            Err(output)
+        }
     })
     .await;
-    cluster.members[1].wait_for_exit("it was removed", Duration::from_secs(30)).await;
+    cluster.members[1]
+        .wait_for_exit("it was removed", Duration::from_secs(30))
+        .await;
     let output = run(etcdctl(&endpoint, &["put", "a", "1"]), "", COMMAND_LIMIT);
     assert!(output.starts_with("OK"), "{output}");
 }
@@ -446,7 +584,11 @@ async fn etcdctl_check_perf_passes_its_throughput() {
     let endpoint = member.endpoint();
     // It runs for a minute.
     let output = tokio::task::spawn_blocking(move || {
-        run(etcdctl(&endpoint, &["check", "perf", "--load=s"]), "", Duration::from_secs(120))
+        run(
+            etcdctl(&endpoint, &["check", "perf", "--load=s"]),
+            "",
+            Duration::from_secs(120),
+        )
     })
     .await
     .unwrap();
@@ -458,7 +600,13 @@ async fn etcdctl_check_perf_passes_its_throughput() {
 async fn go(endpoints: &str, command: &str, time: Duration, meanwhile: impl AsyncFnOnce()) {
     let mut program = Command::new(tool("clientv3-check"));
     program
-        .args(["-endpoints", endpoints, "-duration", &format!("{}s", time.as_secs()), command])
+        .args([
+            "-endpoints",
+            endpoints,
+            "-duration",
+            &format!("{}s", time.as_secs()),
+            command,
+        ])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
@@ -485,12 +633,18 @@ async fn go(endpoints: &str, command: &str, time: Duration, meanwhile: impl Asyn
     })
     .await
     .unwrap();
-    assert!(result.0.ends_with(": 0"), "clientv3-check {command}: {}: {}", result.0, result.1);
+    assert!(
+        result.0.ends_with(": 0"),
+        "clientv3-check {command}: {}: {}",
+        result.0,
+        result.1
+    );
     eprintln!("{}", result.1.trim());
 }
 
-const GO_COMMANDS: &[&str] =
-    &["kv", "txn", "lease", "session", "mutex", "election", "stm", "members"];
+const GO_COMMANDS: &[&str] = &[
+    "kv", "txn", "lease", "session", "mutex", "election", "stm", "members",
+];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clientv3_works_against_one_member() {

@@ -19,6 +19,8 @@ use metastore_tests::{Member, MemberBuilder, Program, programs, seed};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
+// One line for each case.
+#[rustfmt::skip]
 mod tables;
 
 /// Steps of one random script.
@@ -39,7 +41,10 @@ struct Stores {
 impl Stores {
     async fn start(flags: &[&str]) -> Self {
         let with = |builder: MemberBuilder, more: &[&str]| {
-            flags.iter().chain(more).fold(builder, |builder, flag| builder.flag(*flag))
+            flags
+                .iter()
+                .chain(more)
+                .fold(builder, |builder, flag| builder.flag(*flag))
         };
         let mut names = vec!["etcd"];
         let mut builders = vec![with(MemberBuilder::new(Program::Etcd), &[])];
@@ -65,11 +70,14 @@ impl Stores {
         Self { members, stores }
     }
 
-    async fn compare(&mut self, script: &str) -> Result<(), Difference> {
+    async fn compare(&mut self, script: &str) -> Result<(), Box<Difference>> {
         let result = compare(&mut self.stores, script).await;
         for member in &mut self.members {
             if let Some(status) = member.try_exit() {
-                panic!("{} ended ({status}) in script: {script}", member.builder().member_name());
+                panic!(
+                    "{} ended ({status}) in script: {script}",
+                    member.builder().member_name()
+                );
             }
         }
         result
@@ -80,7 +88,10 @@ impl Stores {
 /// that it does not spoil the next ones.
 async fn run_table(table: &str, flags: &[&str], lines: &[(&str, &str)]) {
     let only = std::env::var("CASE").unwrap_or_default();
-    let lines: Vec<_> = lines.iter().filter(|(name, _)| name.contains(&only)).collect();
+    let lines: Vec<_> = lines
+        .iter()
+        .filter(|(name, _)| name.contains(&only))
+        .collect();
     if lines.is_empty() {
         return;
     }
@@ -97,8 +108,9 @@ async fn run_table(table: &str, flags: &[&str], lines: &[(&str, &str)]) {
         }
         (report, differences)
     };
-    let (report, differences) =
-        tokio::time::timeout(metastore_tests::deadline(TEST_LIMIT), run).await.expect("in time");
+    let (report, differences) = tokio::time::timeout(metastore_tests::deadline(TEST_LIMIT), run)
+        .await
+        .expect("in time");
     assert!(
         differences == 0,
         "{differences} of {} lines of {table} differ:{report}",
@@ -111,7 +123,10 @@ async fn a_fresh_store_answers_as_etcd() {
     // Each line needs a store without history.
     let only = std::env::var("CASE").unwrap_or_default();
     let mut report = String::new();
-    for (name, script) in tables::FRESH.iter().filter(|(name, _)| name.contains(&only)) {
+    for (name, script) in tables::FRESH
+        .iter()
+        .filter(|(name, _)| name.contains(&only))
+    {
         let mut stores = Stores::start(&[]).await;
         if let Err(difference) = stores.compare(script).await {
             let _ = writeln!(report, "\n== fresh: {name}\n{difference}");
@@ -199,6 +214,12 @@ async fn random_scripts_answer_as_etcd() {
     }
     // Their logs tell nothing that the answers do not.
     drop(stores);
-    let _ = writeln!(std::io::stderr(), "{runs} random scripts of {RANDOM_STEPS} steps");
-    assert!(differences == 0, "{differences} of {runs} scripts differ:{report}");
+    let _ = writeln!(
+        std::io::stderr(),
+        "{runs} random scripts of {RANDOM_STEPS} steps"
+    );
+    assert!(
+        differences == 0,
+        "{differences} of {runs} scripts differ:{report}"
+    );
 }

@@ -30,7 +30,10 @@ const TEST_LIMIT: Duration = Duration::from_secs(180);
 /// show their logs.
 async fn within(test: impl Future<Output = ()>) {
     let mut test = std::pin::pin!(test);
-    if tokio::time::timeout(deadline(TEST_LIMIT), &mut test).await.is_err() {
+    if tokio::time::timeout(deadline(TEST_LIMIT), &mut test)
+        .await
+        .is_err()
+    {
         panic!("the test takes longer than {TEST_LIMIT:?}");
     }
 }
@@ -186,12 +189,17 @@ async fn sigterm_hands_leadership_over() {
         let time = start.elapsed();
         assert_ne!(new, leader);
         assert_eq!(new_term, term + 1, "exactly one election");
-        assert!(time < deadline(Duration::from_millis(500)), "the new leader came after {time:?}");
+        assert!(
+            time < deadline(Duration::from_millis(500)),
+            "the new leader came after {time:?}"
+        );
         let status = cluster.members[leader]
             .wait_for_exit("it got SIGTERM", Duration::from_secs(3))
             .await;
         assert_ended_by_request(status);
-        cluster.members[leader].assert_log_is_clean();
+        if subject() == Program::MetaStore {
+            cluster.members[leader].assert_log_is_clean();
+        }
     })
     .await;
 }
@@ -203,7 +211,9 @@ async fn sigterm_and_sigint_end_a_single_member_with_status_zero() {
             let mut member = Member::start(subject()).await;
             member.client().put("a", "1").await.unwrap();
             member.signal(signal);
-            let status = member.wait_for_exit("of a signal", Duration::from_secs(3)).await;
+            let status = member
+                .wait_for_exit("of a signal", Duration::from_secs(3))
+                .await;
             assert_ended_by_request(status);
             member.restart().await;
             let (pair, _) = member.client().get("a").await.unwrap();
@@ -220,22 +230,37 @@ async fn without_quorum_only_serializable_reads_are_answered() {
         let client = cluster.members[0].client();
         client.put("a", "1").await.unwrap();
         eventually("the member has the key", Duration::from_secs(5), || async {
-            let (pair, _) = client.get_serializable("a").await.map_err(|e| e.to_string())?;
+            let (pair, _) = client
+                .get_serializable("a")
+                .await
+                .map_err(|e| e.to_string())?;
             pair.map(drop).ok_or_else(|| "not yet".to_owned())
         })
         .await;
 
         let (requests, receiver) = tokio::sync::mpsc::unbounded_channel();
-        let create = pb::WatchCreateRequest { key: "a".into(), ..Default::default() };
+        let create = pb::WatchCreateRequest {
+            key: "a".into(),
+            ..Default::default()
+        };
         requests
             .send(pb::WatchRequest {
                 request_union: Some(pb::watch_request::RequestUnion::CreateRequest(create)),
             })
             .unwrap();
-        let mut request =
-            tonic::Request::new(tokio_stream::wrappers::UnboundedReceiverStream::new(receiver));
-        request.metadata_mut().insert("hasleader", "true".parse().unwrap());
-        let mut watch = client.watch.clone().watch(request).await.unwrap().into_inner();
+        let mut request = tonic::Request::new(
+            tokio_stream::wrappers::UnboundedReceiverStream::new(receiver),
+        );
+        request
+            .metadata_mut()
+            .insert("hasleader", "true".parse().unwrap());
+        let mut watch = client
+            .watch
+            .clone()
+            .watch(request)
+            .await
+            .unwrap()
+            .into_inner();
         assert!(watch.message().await.unwrap().unwrap().created);
 
         cluster.members[1].kill();
@@ -250,8 +275,13 @@ async fn without_quorum_only_serializable_reads_are_answered() {
         assert_eq!(status.code(), tonic::Code::Unavailable);
         assert_eq!(status.message(), "etcdserver: no leader");
 
-        let mut request = tonic::Request::new(pb::PutRequest { key: "a".into(), ..Default::default() });
-        request.metadata_mut().insert("hasleader", "true".parse().unwrap());
+        let mut request = tonic::Request::new(pb::PutRequest {
+            key: "a".into(),
+            ..Default::default()
+        });
+        request
+            .metadata_mut()
+            .insert("hasleader", "true".parse().unwrap());
         let status = client.kv.clone().put(request).await.unwrap_err();
         assert_eq!(status.message(), "etcdserver: no leader");
 
@@ -267,13 +297,22 @@ async fn without_quorum_only_serializable_reads_are_answered() {
             .unwrap_err();
         assert_eq!(status.code(), tonic::Code::DeadlineExceeded, "{status}");
         assert_eq!(status.message(), "context deadline exceeded");
-        assert!(start.elapsed() > Duration::from_secs(5), "gave up after {:?}", start.elapsed());
+        assert!(
+            start.elapsed() > Duration::from_secs(5),
+            "gave up after {:?}",
+            start.elapsed()
+        );
         let status = tokio::time::timeout(deadline(Duration::from_secs(12)), client.get("a"))
             .await
             .expect("a linearizable read without quorum ends")
             .unwrap_err();
         assert_eq!(status.code(), tonic::Code::Unavailable);
-        assert!(status.message().starts_with("etcdserver: request timed out"), "{status}");
+        assert!(
+            status
+                .message()
+                .starts_with("etcdserver: request timed out"),
+            "{status}"
+        );
         eprintln!("without quorum for {:?}", lost.elapsed());
 
         cluster.restart_all().await;
@@ -292,8 +331,15 @@ async fn renewed_leases_live_and_others_end() {
         let client = cluster.members[follower].client();
         let mut lease = client.lease.clone();
         for id in [1, 2] {
-            lease.lease_grant(pb::LeaseGrantRequest { id, ttl: TTL }).await.unwrap();
-            let put = pb::PutRequest { key: format!("k{id}").into(), lease: id, ..Default::default() };
+            lease
+                .lease_grant(pb::LeaseGrantRequest { id, ttl: TTL })
+                .await
+                .unwrap();
+            let put = pb::PutRequest {
+                key: format!("k{id}").into(),
+                lease: id,
+                ..Default::default()
+            };
             client.kv.clone().put(put).await.unwrap();
         }
         let granted = Instant::now();
@@ -302,22 +348,29 @@ async fn renewed_leases_live_and_others_end() {
         // Lease 1 is renewed at a follower, each second, until long after its TTL.
         let mut renewals = tokio::time::interval(Duration::from_secs(1));
         let mut renewed = 0;
+        let mut last_renewal = Instant::now();
         let mut gone_after = None;
         while granted.elapsed() < Duration::from_secs(4 * TTL.unsigned_abs()) {
             renewals.tick().await;
             let requests = tokio_stream::iter([pb::LeaseKeepAliveRequest { id: 1 }]);
             if let Ok(Ok(answer)) =
                 tokio::time::timeout(Duration::from_secs(1), lease.lease_keep_alive(requests)).await
+                && let Ok(Some(answer)) = answer.into_inner().message().await
             {
-                if let Ok(Some(answer)) = answer.into_inner().message().await {
-                    assert_eq!(answer.ttl, TTL, "lease 1 ended");
-                    renewed += 1;
-                }
+                // Where the machine paused this test for too long, the lease may end.
+                let age = last_renewal.elapsed();
+                assert!(
+                    answer.ttl == TTL,
+                    "lease 1 ended, {age:?} after it was renewed"
+                );
+                renewed += 1;
+                last_renewal = Instant::now();
             }
-            if let Ok((pair, _)) = client.get("k2").await {
-                if pair.is_none() && gone_after.is_none() {
-                    gone_after = Some(granted.elapsed());
-                }
+            if let Ok((pair, _)) = client.get("k2").await
+                && pair.is_none()
+                && gone_after.is_none()
+            {
+                gone_after = Some(granted.elapsed());
             }
         }
         assert!(renewed > 5, "{renewed} renewals");
@@ -347,7 +400,11 @@ async fn an_expired_lease_deletes_its_keys_at_one_revision() {
         let granted = Instant::now();
         let keys = ["b", "a", "c"];
         for key in keys {
-            let put = pb::PutRequest { key: key.into(), lease: 5, ..Default::default() };
+            let put = pb::PutRequest {
+                key: key.into(),
+                lease: 5,
+                ..Default::default()
+            };
             client.kv.clone().put(put).await.unwrap();
         }
         let (requests, receiver) = tokio::sync::mpsc::unbounded_channel();
@@ -362,7 +419,13 @@ async fn an_expired_lease_deletes_its_keys_at_one_revision() {
             })
             .unwrap();
         let stream = tokio_stream::wrappers::UnboundedReceiverStream::new(receiver);
-        let mut watch = client.watch.clone().watch(stream).await.unwrap().into_inner();
+        let mut watch = client
+            .watch
+            .clone()
+            .watch(stream)
+            .await
+            .unwrap()
+            .into_inner();
         assert!(watch.message().await.unwrap().unwrap().created);
         let events = tokio::time::timeout(deadline(Duration::from_secs(10)), watch.message())
             .await
@@ -372,7 +435,10 @@ async fn an_expired_lease_deletes_its_keys_at_one_revision() {
             .events;
         let after = granted.elapsed();
         assert!(after >= Duration::from_secs(2), "too early: {after:?}");
-        assert!(after <= deadline(Duration::from_secs(5)), "too late: {after:?}");
+        assert!(
+            after <= deadline(Duration::from_secs(5)),
+            "too late: {after:?}"
+        );
         let deleted: Vec<_> = events
             .iter()
             .map(|event| event.kv.as_ref().unwrap().decode().unwrap())
@@ -387,7 +453,10 @@ async fn an_expired_lease_deletes_its_keys_at_one_revision() {
 fn resident_bytes(member: &Member) -> u64 {
     let id = member.process_id().expect("it runs");
     let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmRSS:"))
+        .unwrap();
     let kibibytes: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
     kibibytes * 1024
 }
@@ -405,7 +474,11 @@ async fn slow_watchers_cost_no_memory() {
         for _ in 0..WATCHERS {
             let slow = member.client();
             let (requests, receiver) = tokio::sync::mpsc::unbounded_channel();
-            let create = pb::WatchCreateRequest { key: "big".into(), prev_kv: true, ..Default::default() };
+            let create = pb::WatchCreateRequest {
+                key: "big".into(),
+                prev_kv: true,
+                ..Default::default()
+            };
             requests
                 .send(pb::WatchRequest {
                     request_union: Some(pb::watch_request::RequestUnion::CreateRequest(create)),
@@ -422,7 +495,11 @@ async fn slow_watchers_cost_no_memory() {
             client.put("big", value).await.unwrap();
         }
         let growth = resident_bytes(&member).saturating_sub(before);
-        eprintln!("{WATCHERS} slow watchers, {} MB written: grew by {} MB", VALUE_BYTES * WRITES / 1_000_000, growth / 1_000_000);
+        eprintln!(
+            "{WATCHERS} slow watchers, {} MB written: grew by {} MB",
+            VALUE_BYTES * WRITES / 1_000_000,
+            growth / 1_000_000
+        );
         if subject() == Program::MetaStore {
             // Unbounded queues would hold 20 × 60 MB and more. What grows is the engine's and the
             // log's caches, which have limits of their own.
@@ -450,9 +527,15 @@ async fn followers_answer_linearizable_reads() {
         let cluster = Cluster::start(subject(), 3).await;
         let clients: Vec<Client> = cluster.clients();
         for number in 0..60_usize {
-            let revision = clients[number % 3].put("a", number.to_string()).await.unwrap();
+            let revision = clients[number % 3]
+                .put("a", number.to_string())
+                .await
+                .unwrap();
             let (pair, seen) = clients[(number + 1) % 3].get("a").await.unwrap();
-            assert!(seen >= revision, "read at {seen} after a write at {revision}");
+            assert!(
+                seen >= revision,
+                "read at {seen} after a write at {revision}"
+            );
             assert_eq!(pair.unwrap().value, number.to_string());
         }
     })

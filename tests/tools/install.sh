@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Builds the programs that the outside tests compare MetaStore with, once, into the cache folder:
 # etcd, etcdctl, etcdutl and etcd's load tool `benchmark`, from their public Go modules, and our own
-# clientv3 test program (tests/go). Prints the folder with the programs as its last line.
+# clientv3 test program (tests/go). Prints the folder with the programs as its last line. Trees with
+# other sources of our program have other folders, and share the programs of etcd.
 #
 # Safe to run at any time and by several processes at once: it holds a lock while it builds, and a
 # warm run only compares a checksum. It needs Go; where Go is absent or too old it takes a toolchain
@@ -24,21 +25,22 @@ program_sources=$here/../go
 
 # What is installed depends on this script and on our Go program, and on nothing else.
 wanted=$(cat "$here/install.sh" "$program_sources"/*.go "$program_sources"/go.mod | cksum)
-if [[ -f $bin/.installed && $(<"$bin/.installed") == "$wanted" ]]; then
-  echo "$bin"
+own=$cache/tests-${wanted// /-}
+if [[ -f $own/.installed ]]; then
+  echo "$own"
   exit 0
 fi
 
 say() { echo "tests/tools/install.sh: $*" >&2; }
 
-mkdir -p "$bin"
+mkdir -p "$bin" "$own"
 exec 9>"$cache/lock"
 if ! flock --nonblock 9; then
   say "another process is installing; waiting for it"
   flock 9
 fi
-if [[ -f $bin/.installed && $(<"$bin/.installed") == "$wanted" ]]; then
-  echo "$bin"
+if [[ -f $own/.installed ]]; then
+  echo "$own"
   exit 0
 fi
 
@@ -77,12 +79,12 @@ export GOTOOLCHAIN=local GOFLAGS='-mod=mod -buildvcs=false -trimpath' CGO_ENABLE
 go=$(find_go)
 jobs=${METASTORE_TOOLS_JOBS:-$(nproc)}
 
-# build FOLDER PROGRAM PACKAGE: builds one program into the cache unless it is there already.
+# build FOLDER PROGRAM PACKAGE: builds one program, given with its path.
 build() {
   local folder=$1 program=$2 package=$3
-  say "building $program from $package"
-  (cd "$folder" && nice "$go" build -p "$jobs" -ldflags=-s -o "$bin/$program.new" "$package")
-  mv "$bin/$program.new" "$bin/$program"
+  say "building ${program##*/} from $package"
+  (cd "$folder" && nice "$go" build -p "$jobs" -ldflags=-s -o "$program.new" "$package")
+  mv "$program.new" "$program"
 }
 
 etcd_module=$cache/etcd-module
@@ -124,17 +126,22 @@ require (
 tool go.etcd.io/etcd/v3/tools/benchmark
 MODULE
 
-[[ -x $bin/etcd ]] || build "$etcd_module" etcd go.etcd.io/etcd/server/v3
-[[ -x $bin/etcdctl ]] || build "$etcd_module" etcdctl go.etcd.io/etcd/etcdctl/v3
-[[ -x $bin/etcdutl ]] || build "$etcd_module" etcdutl go.etcd.io/etcd/etcdutl/v3
+[[ -x $bin/etcd ]] || build "$etcd_module" "$bin/etcd" go.etcd.io/etcd/server/v3
+[[ -x $bin/etcdctl ]] || build "$etcd_module" "$bin/etcdctl" go.etcd.io/etcd/etcdctl/v3
+[[ -x $bin/etcdutl ]] || build "$etcd_module" "$bin/etcdutl" go.etcd.io/etcd/etcdutl/v3
 # Its versions are pinned in the tree, which a test run must not write to.
-GOFLAGS=${GOFLAGS/-mod=mod/-mod=readonly} build "$program_sources" clientv3-check .
-[[ -x $bin/benchmark ]] || build "$benchmark_module" benchmark go.etcd.io/etcd/v3/tools/benchmark
+GOFLAGS=${GOFLAGS/-mod=mod/-mod=readonly} build "$program_sources" "$own/clientv3-check" .
+[[ -x $bin/benchmark ]] || build "$benchmark_module" "$bin/benchmark" go.etcd.io/etcd/v3/tools/benchmark
 
 "$bin/etcd" --version | grep -q "etcd Version: $ETCD_VERSION" || {
   say "the etcd that was built is not $ETCD_VERSION"
   exit 1
 }
-echo "$wanted" >"$bin/.installed"
-say "installed etcd, etcdctl, etcdutl $ETCD_VERSION, benchmark $BENCHMARK_VERSION and clientv3-check into $bin"
-echo "$bin"
+for program in etcd etcdctl etcdutl benchmark; do
+  ln -sfn "../bin/$program" "$own/$program"
+done
+touch "$own/.installed"
+# Folders of sources that nobody has any more.
+find "$cache" -maxdepth 1 -name 'tests-*' ! -path "$own" -mtime +14 -exec rm -rf {} +
+say "installed etcd, etcdctl, etcdutl $ETCD_VERSION, benchmark $BENCHMARK_VERSION and clientv3-check into $own"
+echo "$own"

@@ -21,8 +21,15 @@ const OTHER_FILES: u64 = 500;
 
 #[test]
 fn unknown_flags_end_with_status_2() {
-    for arguments in [&["--no-such-flag"][..], &["--no-such-flag=1"], &["-no-such-flag", "x"]] {
-        let output = Command::new(subject().path()).args(arguments).output().unwrap();
+    for arguments in [
+        &["--no-such-flag"][..],
+        &["--no-such-flag=1"],
+        &["-no-such-flag", "x"],
+    ] {
+        let output = Command::new(subject().path())
+            .args(arguments)
+            .output()
+            .unwrap();
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
         let text = String::from_utf8_lossy(&output.stderr);
         assert!(text.contains("no-such-flag"), "{text}");
@@ -43,8 +50,11 @@ fn bad_values_and_arguments_are_refused() {
         &["--initial-cluster-state=sometimes"],
         &["--config-file=/does/not/exist"],
     ] {
-        let output =
-            Command::new(subject().path()).arg(&data).args(arguments).output().unwrap();
+        let output = Command::new(subject().path())
+            .arg(&data)
+            .args(arguments)
+            .output()
+            .unwrap();
         assert!(!output.status.success(), "{arguments:?} was accepted");
         let text = String::from_utf8_lossy(&output.stderr).into_owned()
             + &String::from_utf8_lossy(&output.stdout);
@@ -62,7 +72,12 @@ fn the_version_is_etcds_under_both_names() {
         let output = Command::new(&program).arg("--version").output().unwrap();
         assert!(output.status.success());
         let text = String::from_utf8_lossy(&output.stdout);
-        assert_eq!(text.lines().next(), Some("etcd Version: 3.7.3"), "{}", program.display());
+        assert_eq!(
+            text.lines().next(),
+            Some("etcd Version: 3.7.3"),
+            "{}",
+            program.display()
+        );
     }
 }
 
@@ -105,7 +120,11 @@ async fn broken_http2_harms_nobody_else() {
             vec![0xff; 70_000],
             b"GET / HTTP/1.1\r\n\r\n".to_vec(),
             b"GET /\xff\xfe HTTP/9.9\r\nHost\r\n\r\n".to_vec(),
-            format!("POST / HTTP/1.1\r\nContent-Length: {}\r\n\r\n", "9".repeat(50)).into_bytes(),
+            format!(
+                "POST / HTTP/1.1\r\nContent-Length: {}\r\n\r\n",
+                "9".repeat(50)
+            )
+            .into_bytes(),
             b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec(),
             PREFACE[..10].to_vec(),
             PREFACE.to_vec(),
@@ -120,7 +139,11 @@ async fn broken_http2_harms_nobody_else() {
             with_preface(&[frame(1, 5, 1, &[0x00, 1, b'x', 1, b'y'])]),
             with_preface(&[frame(9, 4, 1, &[0x82])]),
             // Resets and pings in heaps, a window update that overflows, a priority of itself.
-            with_preface(&(0..2000).map(|_| frame(6, 0, 0, &[0; 8])).collect::<Vec<_>>()),
+            with_preface(
+                &(0..2000)
+                    .map(|_| frame(6, 0, 0, &[0; 8]))
+                    .collect::<Vec<_>>(),
+            ),
             with_preface(&[frame(8, 0, 0, &[0x7f, 0xff, 0xff, 0xff])]),
             with_preface(&[frame(8, 0, 0, &[0; 4])]),
             with_preface(&[frame(3, 0, 1, &[0; 4])]),
@@ -151,7 +174,13 @@ async fn broken_http2_harms_nobody_else() {
 /// A header without compression.
 fn header(name: &str, value: &str) -> Vec<u8> {
     let length = |text: &str| u8::try_from(text.len()).expect("short");
-    [&[0, length(name)], name.as_bytes(), &[length(value)], value.as_bytes()].concat()
+    [
+        &[0, length(name)],
+        name.as_bytes(),
+        &[length(value)],
+        value.as_bytes(),
+    ]
+    .concat()
 }
 
 /// Sends one Range with this `:authority`; returns the answer's message.
@@ -166,21 +195,34 @@ fn range_with_authority(member: &Member, authority: &str) -> Result<Vec<u8>, Str
         header("te", "trailers"),
     ]
     .concat();
-    let request =
-        metastore_proto::etcdserverpb::RangeRequest { key: "a".into(), ..Default::default() };
+    let request = metastore_proto::etcdserverpb::RangeRequest {
+        key: "a".into(),
+        ..Default::default()
+    };
     let message = request.encode_to_vec();
     let mut body = vec![0];
     body.extend_from_slice(&u32::try_from(message.len()).unwrap().to_be_bytes());
     body.extend_from_slice(&message);
-    let bytes =
-        [PREFACE, &frame(4, 0, 0, &[]), &frame(1, 4, 1, &headers), &frame(0, 1, 1, &body)].concat();
-    stream.write_all(&bytes).map_err(|error| error.to_string())?;
+    let bytes = [
+        PREFACE,
+        &frame(4, 0, 0, &[]),
+        &frame(1, 4, 1, &headers),
+        &frame(0, 1, 1, &body),
+    ]
+    .concat();
+    stream
+        .write_all(&bytes)
+        .map_err(|error| error.to_string())?;
     loop {
         let mut head = [0; 9];
-        stream.read_exact(&mut head).map_err(|error| error.to_string())?;
+        stream
+            .read_exact(&mut head)
+            .map_err(|error| error.to_string())?;
         let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
         let mut payload = vec![0; usize::try_from(length).unwrap()];
-        stream.read_exact(&mut payload).map_err(|error| error.to_string())?;
+        stream
+            .read_exact(&mut payload)
+            .map_err(|error| error.to_string())?;
         match head[3] {
             0 if payload.len() > 5 => return Ok(payload[5..].to_vec()),
             3 => return Err(format!("RST_STREAM {payload:?}")),
@@ -244,13 +286,24 @@ async fn ten_thousand_idle_connections_harm_nobody() {
         let start = Instant::now();
         let (pair, _) = client.get("a").await.unwrap();
         assert_eq!(pair.unwrap().value, "1");
-        assert!(start.elapsed() < deadline(Duration::from_secs(2)), "took {:?}", start.elapsed());
+        assert!(
+            start.elapsed() < deadline(Duration::from_secs(2)),
+            "took {:?}",
+            start.elapsed()
+        );
         let fresh = member.client();
         fresh.put("a", "2").await.unwrap();
         let growth = crate::resident_bytes(&member).saturating_sub(before);
-        eprintln!("{count} idle connections: {} KiB each", growth / 1024 / count.max(1));
+        eprintln!(
+            "{count} idle connections: {} KiB each",
+            growth / 1024 / count.max(1)
+        );
         if subject() == Program::MetaStore {
-            assert!(growth / count < 64 * 1024, "{} bytes for each", growth / count);
+            assert!(
+                growth / count < 64 * 1024,
+                "{} bytes for each",
+                growth / count
+            );
         }
         drop(idle);
         client.put("a", "3").await.unwrap();

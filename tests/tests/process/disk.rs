@@ -45,7 +45,9 @@ async fn a_data_folder_of_another_cluster_does_not_mix() {
         stranger.terminate().await;
 
         // Three members are configured; the first one's folder belongs to the stranger.
-        let first = MemberBuilder::new(subject()).name("m0").data_folder(stranger.data_folder());
+        let first = MemberBuilder::new(subject())
+            .name("m0")
+            .data_folder(stranger.data_folder());
         let second = MemberBuilder::new(subject()).name("m1");
         let third = MemberBuilder::new(subject()).name("m2");
         let all: Vec<_> = [&first, &second, &third]
@@ -99,7 +101,10 @@ async fn damaged_logs(damage: fn(&Path)) {
     let mut member = Member::start(subject()).await;
     let client = member.client();
     for number in 0..WRITES {
-        client.put(format!("k{number}"), "v".repeat(100)).await.unwrap();
+        client
+            .put(format!("k{number}"), "v".repeat(100))
+            .await
+            .unwrap();
     }
     member.kill();
     for file in log_files(member.data_folder()) {
@@ -115,7 +120,10 @@ async fn damaged_logs(damage: fn(&Path)) {
             assert!(!log.contains("panicked at"), "it panicked:\n{log}");
             let words = ["log", "segment", "wal", "checksum", "corrupt", "crc"];
             let lower = log.to_lowercase();
-            assert!(words.iter().any(|word| lower.contains(word)), "no reason in the log:\n{log}");
+            assert!(
+                words.iter().any(|word| lower.contains(word)),
+                "no reason in the log:\n{log}"
+            );
             return;
         }
         if let Ok((_, revision)) = client.get("k0").await {
@@ -126,7 +134,10 @@ async fn damaged_logs(damage: fn(&Path)) {
             );
             return;
         }
-        assert!(std::time::Instant::now() < deadline, "it neither serves nor ends");
+        assert!(
+            std::time::Instant::now() < deadline,
+            "it neither serves nor ends"
+        );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -136,7 +147,10 @@ async fn a_truncated_log_is_refused_or_harmless() {
     within(damaged_logs(|file| {
         // Half of what is in use: segments are zeroed in advance.
         let bytes = std::fs::read(file).unwrap();
-        let used = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |place| place + 1);
+        let used = bytes
+            .iter()
+            .rposition(|byte| *byte != 0)
+            .map_or(0, |place| place + 1);
         std::fs::OpenOptions::new()
             .write(true)
             .open(file)
@@ -165,7 +179,10 @@ async fn a_foreign_log_is_refused_or_harmless() {
 async fn a_flipped_byte_in_the_log_is_refused_or_harmless() {
     within(damaged_logs(|file| {
         let mut bytes = std::fs::read(file).unwrap();
-        let used = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |place| place + 1);
+        let used = bytes
+            .iter()
+            .rposition(|byte| *byte != 0)
+            .map_or(0, |place| place + 1);
         if used > 0 {
             bytes[used / 2] ^= 0x40;
         }
@@ -186,7 +203,9 @@ async fn a_data_folder_that_cannot_be_written_is_refused() {
         let (status, log) = blocked.run_to_end().await;
         assert_refused(status, &log, &["not a directory"]);
 
-        let Some(mount) = SmallDisk::mount("ro,size=16m") else { return };
+        let Some(mount) = SmallDisk::mount("ro,size=16m") else {
+            return;
+        };
         let read_only = MemberBuilder::new(subject()).data_folder(&mount.folder().join("data"));
         let (status, log) = read_only.run_to_end().await;
         assert_refused(status, &log, &["read-only file system"]);
@@ -220,14 +239,20 @@ impl SmallDisk {
             .args(["-o", &format!("remount,{options}")])
             .arg(self.folder())
             .status();
-        assert!(done.is_ok_and(|status| status.success()), "remount with {options}");
+        assert!(
+            done.is_ok_and(|status| status.success()),
+            "remount with {options}"
+        );
     }
 }
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
         // Lazily: the member's files may still be open.
-        let _ = Command::new("umount").arg("--lazy").arg(self.folder()).status();
+        let _ = Command::new("umount")
+            .arg("--lazy")
+            .arg(self.folder())
+            .status();
     }
 }
 
@@ -236,7 +261,9 @@ async fn a_full_disk_loses_nothing() {
     const VALUE_BYTES: usize = 200_000;
     const WRITES_MAX: usize = 4000;
     within(async {
-        let Some(disk) = SmallDisk::mount("size=400m") else { return };
+        let Some(disk) = SmallDisk::mount("size=400m") else {
+            return;
+        };
         let builder = MemberBuilder::new(subject()).data_folder(&disk.folder().join("data"));
         let mut member = builder.start().await;
         let client = Client::with_timeout(&member.endpoint(), Duration::from_secs(10));
@@ -262,7 +289,10 @@ async fn a_full_disk_loses_nothing() {
         let client = member.client();
         for number in 0..acknowledged {
             let (pair, _) = eventually("the member reads", Duration::from_secs(10), || async {
-                client.get(format!("k{number:05}")).await.map_err(|error| error.to_string())
+                client
+                    .get(format!("k{number:05}"))
+                    .await
+                    .map_err(|error| error.to_string())
             })
             .await;
             let pair = pair.unwrap_or_else(|| panic!("acknowledged write {number} is lost"));
@@ -288,7 +318,10 @@ async fn a_member_whose_data_is_lost_does_not_vote_with_an_empty_memory() {
         client.put("a", "2").await.unwrap();
         let (pair, _) = client.get("a").await.unwrap();
         assert_eq!(pair.unwrap().value, "2");
-        eprintln!("the emptied member: {:?}", cluster.members[victim].try_exit());
+        eprintln!(
+            "the emptied member: {:?}",
+            cluster.members[victim].try_exit()
+        );
     })
     .await;
 }

@@ -17,7 +17,12 @@ async fn remove(cluster: &Cluster, through: usize, id: u64) {
     let client = cluster.members[through].client();
     eventually("the member is removed", CHANGE_LIMIT, || async {
         let request = pb::MemberRemoveRequest { id };
-        client.cluster.clone().member_remove(request).await.map_err(|error| error.to_string())
+        client
+            .cluster
+            .clone()
+            .member_remove(request)
+            .await
+            .map_err(|error| error.to_string())
     })
     .await;
 }
@@ -26,7 +31,12 @@ async fn promote(cluster: &Cluster, id: u64) {
     let client = cluster.members[0].client();
     eventually("the learner is promoted", CHANGE_LIMIT, || async {
         let request = pb::MemberPromoteRequest { id };
-        client.cluster.clone().member_promote(request).await.map_err(|error| error.to_string())
+        client
+            .cluster
+            .clone()
+            .member_promote(request)
+            .await
+            .map_err(|error| error.to_string())
     })
     .await;
 }
@@ -48,10 +58,14 @@ async fn a_cluster_grows_from_one_to_three_and_back_under_load() {
             load.progress(SOME_WRITES, "the larger cluster works").await;
             added.push((index, id));
         }
-        
+
         let members = cluster.members[0].client().members().await.unwrap();
         assert_eq!(members.len(), 3);
-        assert!(members.iter().all(|member| !member.is_learner && !member.name.is_empty()));
+        assert!(
+            members
+                .iter()
+                .all(|member| !member.is_learner && !member.name.is_empty())
+        );
 
         for (index, id) in added {
             remove(&cluster, 0, id).await;
@@ -59,7 +73,8 @@ async fn a_cluster_grows_from_one_to_three_and_back_under_load() {
                 .wait_for_exit("it was removed from the cluster", CHANGE_LIMIT)
                 .await;
             eprintln!("the removed member ended with {status}");
-            load.progress(SOME_WRITES, "the smaller cluster works").await;
+            load.progress(SOME_WRITES, "the smaller cluster works")
+                .await;
             let left = ids(&cluster.members[0].client().members().await.unwrap());
             assert!(!left.contains(&id));
         }
@@ -74,7 +89,14 @@ async fn a_removed_member_never_comes_back() {
         let mut cluster = Cluster::start(subject(), 3).await;
         cluster.members[0].client().put("a", "1").await.unwrap();
         let victim = (cluster.leader().await + 1) % 3;
-        let id = cluster.members[victim].client().status().await.unwrap().header.unwrap().member_id;
+        let id = cluster.members[victim]
+            .client()
+            .status()
+            .await
+            .unwrap()
+            .header
+            .unwrap()
+            .member_id;
         let other = (victim + 1) % 3;
         cluster.members[victim].kill();
         remove(&cluster, other, id).await;
@@ -82,13 +104,17 @@ async fn a_removed_member_never_comes_back() {
         // It ends by itself, or serves nothing but its own old state; in no case does it join again.
         cluster.members[victim].respawn();
         let client = cluster.members[victim].client();
-        let told = eventually("the removed member ends or is refused", CHANGE_LIMIT, || async {
-            match tokio::time::timeout(Duration::from_secs(1), client.put("a", "2")).await {
-                Ok(Ok(revision)) => panic!("a removed member wrote revision {revision}"),
-                Ok(Err(error)) => Ok(error.to_string()),
-                Err(_) => Err("hangs".to_owned()),
-            }
-        })
+        let told = eventually(
+            "the removed member ends or is refused",
+            CHANGE_LIMIT,
+            || async {
+                match tokio::time::timeout(Duration::from_secs(1), client.put("a", "2")).await {
+                    Ok(Ok(revision)) => panic!("a removed member wrote revision {revision}"),
+                    Ok(Err(error)) => Ok(error.to_string()),
+                    Err(_) => Err("hangs".to_owned()),
+                }
+            },
+        )
         .await;
         eprintln!("a removed member says: {told}");
         cluster.members[victim]
@@ -96,7 +122,15 @@ async fn a_removed_member_never_comes_back() {
             .await;
         let (pair, _) = cluster.members[other].client().get("a").await.unwrap();
         assert_eq!(pair.unwrap().value, "1");
-        assert_eq!(cluster.members[other].client().members().await.unwrap().len(), 2);
+        assert_eq!(
+            cluster.members[other]
+                .client()
+                .members()
+                .await
+                .unwrap()
+                .len(),
+            2
+        );
     })
     .await;
 }
@@ -109,7 +143,10 @@ async fn a_learner_answers_only_serializable_reads() {
         let (index, _) = cluster.add_member(true).await;
         let client = cluster.members[index].client();
         eventually("the learner has the key", CHANGE_LIMIT, || async {
-            let (pair, _) = client.get_serializable("a").await.map_err(|error| error.to_string())?;
+            let (pair, _) = client
+                .get_serializable("a")
+                .await
+                .map_err(|error| error.to_string())?;
             pair.map(drop).ok_or_else(|| "not yet".to_owned())
         })
         .await;
@@ -140,7 +177,10 @@ async fn member_and_cluster_ids_are_etcds() {
         let own = own.program(subject()).data_folder_name("own-data");
         let member: Member = own.start().await;
         let got = member.client().status().await.unwrap().header.unwrap();
-        assert_eq!((got.cluster_id, got.member_id), (wanted.cluster_id, wanted.member_id));
+        assert_eq!(
+            (got.cluster_id, got.member_id),
+            (wanted.cluster_id, wanted.member_id)
+        );
         assert_eq!(member.client().members().await.unwrap(), members);
     })
     .await;
