@@ -68,6 +68,7 @@ pub async fn decide(config: &Config) -> Result<Identity, BootstrapError> {
                 cluster_id: identity::cluster_id(seeds.iter().map(|seed| seed.id)),
                 member_id: own,
                 forms_cluster: true,
+                log_exists: false,
                 seeds,
             })
         }
@@ -165,6 +166,7 @@ fn identity_among(
         cluster_id,
         member_id: own.id,
         forms_cluster: false,
+        log_exists: false,
         seeds: members
             .iter()
             .map(|member| SeedMember {

@@ -31,6 +31,10 @@ pub struct Identity {
     pub member_id: u64,
     /// Whether the member was one of the first: then the cluster is formed from `seeds`.
     pub forms_cluster: bool,
+    /// Whether the log was made. From then on a start without its files is refused: they held what
+    /// this member has acknowledged.
+    #[serde(default)]
+    pub log_exists: bool,
     /// The members that were known at the first start, to find them before the replicated
     /// directory is here.
     pub seeds: Vec<SeedMember>,

@@ -48,25 +48,24 @@ impl Node {
     }
 
     async fn catch_up(&self) -> Result<(), EtcdError> {
-        tokio::time::timeout(
-            APPLY_TIMEOUT,
-            self.consensus.wait_applied(self.status().committed),
-        )
-        .await
-        .map_err(|_| EtcdError::TimeoutWaitAppliedIndex)
+        tokio::time::timeout(APPLY_TIMEOUT, self.consensus.wait_applied(self.committed()))
+            .await
+            .map_err(|_| EtcdError::TimeoutWaitAppliedIndex)
     }
 
     /// Answers TimeToLive from this member's clock if it leads.
     ///
     /// # Errors
-    /// The engine's.
-    pub fn lease_time_to_live_as_leader(
+    /// The engine's; `request timed out, waiting for the applied index took too long`.
+    pub async fn lease_time_to_live_as_leader(
         &self,
         request: &LeaseTimeToLiveRequest,
     ) -> Result<Option<LeaseTimeToLiveResponse>, RequestError> {
         if !self.is_leader() {
             return Ok(None);
         }
+        // What another member has acknowledged may not be applied here yet.
+        self.catch_up().await?;
         let reader = self.reader();
         let Some((remaining, granted_ttl)) = self.application.leases.remaining(request.id) else {
             return Ok(Some(unknown_lease(request.id)));
@@ -147,8 +146,7 @@ impl Node {
             match self.leader() {
                 Some(leader) if leader == self.member_id => {
                     // Leases that are committed are seen (etcd waits for the applied index).
-                    self.catch_up().await?;
-                    if let Some(response) = self.lease_time_to_live_as_leader(&request)? {
+                    if let Some(response) = self.lease_time_to_live_as_leader(&request).await? {
                         return Ok(response);
                     }
                 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use metastore_consensus::state_machine::LogPosition;
 use metastore_consensus::{Consensus, ConsensusStatus, ProposeError, ReadIndexError};
 use metastore_proto::error_text::EtcdError;
 use metastore_proto::etcdserverpb::ResponseHeader;
@@ -133,6 +134,13 @@ impl Node {
     /// The largest message that a client may send.
     pub fn receive_bytes_max(&self) -> usize {
         self.config.max_request_bytes + GRPC_OVERHEAD_BYTES
+    }
+
+    /// The last entry that this member knows to be committed, as of now.
+    pub fn committed(&self) -> Option<LogPosition> {
+        let term = self.term();
+        let index = self.consensus.committed_index();
+        Some(LogPosition { term, index })
     }
 
     /// A header with the current revision.

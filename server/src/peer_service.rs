@@ -188,6 +188,7 @@ async fn answer(node: Arc<Node>, method: Method, body: Bytes) -> Result<Bytes, S
             let request = LeaseTimeToLiveRequest::decode(body).map_err(|e| e.to_string())?;
             let response: Option<LeaseTimeToLiveResponse> = node
                 .lease_time_to_live_as_leader(&request)
+                .await
                 .map_err(|error| error.to_string())?;
             response
                 .map(|response| response.encode_to_vec().into())

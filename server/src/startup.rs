@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{TcpListener, ToSocketAddrs};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -133,6 +133,21 @@ fn prepare_data_directory(config: &Config) -> std::io::Result<PathBuf> {
     Ok(directory)
 }
 
+/// Whether a directory is missing, empty, or has nothing in it but the lock.
+fn holds_no_files(directory: &Path) -> std::io::Result<bool> {
+    let entries = match std::fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(true),
+        Err(error) => return Err(error),
+    };
+    for entry in entries {
+        if entry?.metadata()?.len() > 0 {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 fn consensus_options(config: &Config, identity: &Identity) -> ConsensusOptions {
     let mut options = ConsensusOptions::new(identity.cluster_id, identity.member_id);
     options.heartbeat_interval = config.heartbeat_interval;
@@ -185,7 +200,7 @@ async fn run_async(config: Config) -> Result<(), RunError> {
     let peer_listeners = bind_all(&config.listen_peer_urls)?;
     let client_listeners = bind_all(&config.listen_client_urls)?;
 
-    let identity = match identity_file::read(&directory)? {
+    let mut identity = match identity_file::read(&directory)? {
         Some(identity) => identity,
         None => {
             let identity = bootstrap::decide(&config).await?;
@@ -213,6 +228,10 @@ async fn run_async(config: Config) -> Result<(), RunError> {
         },
         LogOptions::default(),
     )?;
+    if !identity.log_exists {
+        identity.log_exists = true;
+        identity_file::write(&directory, &identity)?;
+    }
     let engines = EngineDirectory::new(config.engine, &directory)?;
     let waiters = Arc::new(Waiters::new(rand::random()));
     let leases = Arc::new(LeaseManager::new(config.election_timeout));

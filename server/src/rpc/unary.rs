@@ -13,7 +13,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use prost::Message;
-use prost::encoding::{DecodeContext, decode_key, skip_field};
+use prost::encoding::{DecodeContext, WireType, decode_key, skip_field};
 use tonic::{Code, Status};
 
 /// Flag and length in front of each message.
@@ -166,9 +166,12 @@ fn decode_known_fields<Q: Message + Default>(message: &Bytes) -> Result<Q, prost
         let (tag, wire_type) = decode_key(&mut rest)?;
         skip_field(wire_type, tag, &mut rest, DecodeContext::default())?;
         let field = before.slice(..before.len() - rest.len());
-        // A field by itself is a message too, and merging messages joins their fields.
-        if Q::decode(field.clone()).is_ok() {
-            request.merge(field)?;
+        // A field by itself is a message too, and merging messages joins their fields. A field with
+        // a length that does not decode is a damaged message inside this one.
+        match Q::decode(field.clone()) {
+            Ok(_) => request.merge(field)?,
+            Err(error) if wire_type == WireType::LengthDelimited => return Err(error),
+            Err(_) => {}
         }
     }
     Ok(request)
