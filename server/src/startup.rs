@@ -216,12 +216,22 @@ async fn run_async(config: Config) -> Result<(), RunError> {
         "starting member"
     );
 
+    let log_directory = config
+        .wal_dir
+        .clone()
+        .unwrap_or_else(|| directory.join("log"));
+    if identity.log_exists && holds_no_files(&log_directory)? {
+        return Err(RunError::Fatal(format!(
+            "the log files in {} are gone: they held what this member has acknowledged, and without \
+             them it could vote twice; put them back, or remove the member from its cluster, delete \
+             {} and add the member again (a member that is alone: restore it from a snapshot)",
+            log_directory.display(),
+            config.data_dir.display()
+        )));
+    }
     let log = RaftLog::open(
         Arc::new(RealDisk),
-        &config
-            .wal_dir
-            .clone()
-            .unwrap_or_else(|| directory.join("log")),
+        &log_directory,
         LogIdentity {
             cluster_id: identity.cluster_id,
             member_id: identity.member_id,
