@@ -117,6 +117,11 @@ impl MemberBuilder {
         self
     }
 
+    /// The program that it starts.
+    pub fn started_program(&self) -> Program {
+        self.program
+    }
+
     /// Starts another program with the same flags.
     pub fn program(mut self, program: Program) -> Self {
         self.program = program;
