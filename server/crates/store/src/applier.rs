@@ -656,11 +656,17 @@ impl Applier {
     /// The record that `prev_kv` of a watch shows for a change at `main`: the key's state at
     /// `main` - 1, which is not the record just before when a transaction changed the key twice.
     fn visible_previous(&self, mut previous: Revision, main: i64) -> Result<Revision, EngineError> {
+        if previous.main != main {
+            // The record just before, as nearly always: what it is, the caller knows.
+            return Ok(previous);
+        }
         while previous.main == main {
             previous = self.record_at(previous)?.1.previous;
-            if !previous.is_none() && self.record_at(previous)?.0 {
-                return Ok(Revision::NONE);
-            }
+        }
+        // Only a tombstone before `main` means that the key did not exist: one inside the same
+        // transaction has what it deleted behind it.
+        if !previous.is_none() && self.record_at(previous)?.0 {
+            return Ok(Revision::NONE);
         }
         Ok(previous)
     }
