@@ -152,8 +152,8 @@ pub(super) struct Cluster {
 /// Timers short enough for tests and long enough for a busy machine.
 pub(super) fn test_options() -> ConsensusOptions {
     ConsensusOptions {
-        heartbeat_interval: Duration::from_millis(60),
-        election_timeout: Duration::from_millis(600),
+        heartbeat_interval: Duration::from_millis(100),
+        election_timeout: Duration::from_millis(1000),
         ..ConsensusOptions::new(CLUSTER, 0)
     }
 }
