@@ -13,6 +13,9 @@ pub enum RequestError {
     /// An error that etcd sends as code Unknown with this text.
     #[error("{0}")]
     Unknown(String),
+    /// The request could not even be proposed within its time; etcd sends Go's own words for it.
+    #[error("context deadline exceeded")]
+    NotProposed,
     /// What etcd has and MetaStore does not have yet.
     #[error("etcdserver: {0} is not implemented by MetaStore yet, see docs/limitations.md")]
     Unimplemented(&'static str),
@@ -34,6 +37,7 @@ impl From<RequestError> for tonic::Status {
     fn from(error: RequestError) -> Self {
         match error {
             RequestError::Etcd(error) => error.into(),
+            RequestError::NotProposed => Self::deadline_exceeded(error.to_string()),
             RequestError::Unimplemented(_) => Self::unimplemented(error.to_string()),
             RequestError::Unknown(_) | RequestError::Engine(_) => Self::unknown(error.to_string()),
         }

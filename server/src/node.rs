@@ -1,6 +1,7 @@
 //! One running member: what every service shares.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -273,13 +274,15 @@ impl Node {
             return Err(EtcdError::RequestTooLarge.into());
         }
         let started = Instant::now();
+        let on_its_way = AtomicBool::new(false);
         match tokio::time::timeout(
             self.request_timeout(),
-            self.propose_encoded(bytes, request_id),
+            self.propose_encoded(bytes, request_id, &on_its_way),
         )
         .await
         {
             Ok(applied) => Ok(applied??),
+            Err(_) if !on_its_way.load(Ordering::Relaxed) => Err(RequestError::NotProposed),
             Err(_) => Err(self.timeout_error(started).into()),
         }
     }
@@ -288,8 +291,10 @@ impl Node {
         &self,
         bytes: Bytes,
         request_id: u64,
+        on_its_way: &AtomicBool,
     ) -> Result<Applied, RequestError> {
         loop {
+            on_its_way.store(true, Ordering::Relaxed);
             match self.consensus.propose(bytes.clone()).await {
                 Ok(reply) => {
                     return Ok(*reply
@@ -310,6 +315,7 @@ impl Node {
                 // request's own time-out ends the wait.
                 Err(ProposeError::Unknown) => std::future::pending::<()>().await,
             }
+            on_its_way.store(false, Ordering::Relaxed);
             Box::pin(self.leader_or_pause()).await?;
         }
     }
