@@ -19,6 +19,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use crate::application::Application;
+use crate::backup::etcd_directory::import_at_start;
+use crate::backup::import::ImportError;
 use crate::bootstrap::{self, BootstrapError};
 use crate::compaction;
 use crate::config::{Config, ListenUrl};
@@ -54,6 +56,9 @@ pub enum RunError {
     /// A file or a socket.
     #[error(transparent)]
     Io(#[from] std::io::Error),
+    /// A data directory of etcd could not be taken over.
+    #[error("cannot import the data directory of etcd: {0}")]
+    Import(#[from] ImportError),
     /// The log.
     #[error("cannot open the log: {0}")]
     Log(#[from] metastore_raft_log::LogError),
@@ -200,6 +205,8 @@ async fn run_async(config: Config) -> Result<(), RunError> {
     let peer_listeners = bind_all(&config.listen_peer_urls)?;
     let client_listeners = bind_all(&config.listen_client_urls)?;
 
+    let is_new = identity_file::read(&directory)?.is_none();
+    import_at_start(&config, is_new)?;
     let mut identity = match identity_file::read(&directory)? {
         Some(identity) => identity,
         None => {
