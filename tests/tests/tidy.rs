@@ -529,7 +529,7 @@ fn options_that_are_called_used_reach_the_server() {
             // Either read where it stands, or taken out by a pattern.
             !server.match_indices(&field).any(|(start, _)| {
                 let follows = server[start + field.len()..].chars().next();
-                server[..start].ends_with(['.', ' ', '(']) && !follows.is_some_and(|c| c == '_')
+                server[..start].ends_with(['.', ' ', '(']) && follows.is_none_or(|c| c != '_')
             })
         })
         .map(|option| format!("--{}", option.name))

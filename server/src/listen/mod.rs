@@ -4,6 +4,7 @@
 //! Each client thread runs a runtime of its own. A wake-up between threads costs more than a small
 //! request, and a request that stays on one thread needs none on its way in.
 
+pub mod peer_certificate;
 pub mod sockets;
 
 use std::convert::Infallible;
