@@ -296,7 +296,7 @@ const WATCH_STAY_MAX: u64 = 3_000;
 /// One watcher of everything, until it is told to stop. It goes to another member when its own ends,
 /// and sometimes without a reason, and resumes there behind the last revision that it saw.
 pub(crate) async fn watcher(shared: Arc<Shared>, id: u32, seed: u64) {
-    let mut random = StdRng::seed_from_u64(seed.wrapping_sub(1 + u64::from(id) << 32));
+    let mut random = StdRng::seed_from_u64(seed.wrapping_sub((1 + u64::from(id)) << 32));
     let mut next = 1;
     while !shared.stop.load(Ordering::Relaxed) {
         let at = random.random_range(0..shared.doors.len());

@@ -115,10 +115,11 @@ impl Network {
         *clock = now;
         for pipe in pipes.values_mut() {
             let arrived = pipe.chunks.front().is_some_and(|(at, _)| *at <= now);
-            if (arrived || pipe.ended) && !cut.contains(&(pipe.from, pipe.to)) {
-                if let Some(waker) = pipe.reader.take() {
-                    waker.wake();
-                }
+            if (arrived || pipe.ended)
+                && !cut.contains(&(pipe.from, pipe.to))
+                && let Some(waker) = pipe.reader.take()
+            {
+                waker.wake();
             }
         }
     }
