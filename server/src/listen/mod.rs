@@ -16,6 +16,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
+use metastore_consensus::completion::Mailbox;
 use metastore_proto::etcdserverpb::cluster_server::ClusterServer;
 use metastore_proto::etcdserverpb::lease_server::LeaseServer;
 use metastore_proto::etcdserverpb::maintenance_server::MaintenanceServer;
@@ -178,6 +179,7 @@ impl ClientThreads {
                 .name(format!("client-{number}"))
                 .spawn(move || {
                     runtime.block_on(async move {
+                        Mailbox::open();
                         while let Some(stream) = receiver.recv().await {
                             tokio::spawn(serve(stream, Arc::clone(&services), streams_max));
                         }

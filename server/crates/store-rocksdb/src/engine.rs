@@ -30,6 +30,11 @@ use crate::options::{DEFAULT, LATEST, REVISIONS, RocksDbOptions, write_options};
 /// longer push out those that others read.
 const SCAN_SEGMENT_ROWS: usize = 10_000;
 
+/// What a record costs in a batch beside its pair, in both tables: keys, tags, lengths, numbers.
+const RECORD_OVERHEAD_BYTES: usize = 160;
+/// What a batch has beside records: its header, the applied position, the store's state.
+const BATCH_OVERHEAD_BYTES: usize = 256;
+
 /// First byte of a stored history record: no tombstone.
 const LIVE: u8 = 0;
 /// First byte of a stored history record: a tombstone.
@@ -268,13 +273,20 @@ impl RocksDbEngine {
             delete_revisions,
             rows,
         } = batch;
-        let mut translated = rocksdb::WriteBatch::default();
+        // Both tables hold the pairs of the new records.
+        let pairs_bytes: usize = put_revisions
+            .iter()
+            .map(|(_, _, record)| record.key_value.0.len())
+            .sum();
+        let mut translated = rocksdb::WriteBatch::with_capacity_bytes(
+            2 * pairs_bytes + put_revisions.len() * RECORD_OVERHEAD_BYTES + BATCH_OVERHEAD_BYTES,
+        );
         let family = self.family(REVISIONS);
         let mut value = Vec::new();
         for (revision, tombstone, record) in put_revisions {
             value.clear();
             value.push(if tombstone { TOMBSTONE } else { LIVE });
-            value.extend_from_slice(&record.encode());
+            record.encode_to(&mut value);
             translated.put_cf(family, revision.to_key(false).as_bytes(), &value);
         }
         for (revision, _) in delete_revisions {
@@ -284,7 +296,9 @@ impl RocksDbEngine {
         for (key, row) in latest {
             match row {
                 Some(row) => {
-                    translated.put_cf(family, &key, self.without_large_value(row).encode())
+                    value.clear();
+                    row.encode_to(&mut value, self.inline_bytes);
+                    translated.put_cf(family, &key, &value);
                 }
                 None => translated.delete_cf(family, &key),
             }
@@ -297,13 +311,6 @@ impl RocksDbEngine {
             }
         }
         translated
-    }
-
-    fn without_large_value(&self, mut row: LatestRow) -> LatestRow {
-        row.key_value = row
-            .key_value
-            .filter(|key_value| key_value.0.len() <= self.inline_bytes);
-        row
     }
 }
 
