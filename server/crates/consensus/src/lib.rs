@@ -39,7 +39,7 @@ mod tests;
 mod transport;
 
 pub use consensus::{Consensus, ConsensusStatus, PeerProgress, ReadIndex};
-pub use counters::{CounterValues, PeerCounterValues};
+pub use counters::{CounterValues, PeerCounterValues, TransferValues};
 pub use entry_log::EntryLog;
 pub use error::{
     ChangeError, InitializeError, MembershipChange, PeerError, ProposeError, ReadIndexError,

@@ -20,6 +20,7 @@ use metastore_proto::internal::{Command, LeaseRevokeCommand};
 use metastore_revision_model::{KeyRange, LatestRow, Revision, RevisionRecord};
 
 use crate::compaction::record_bytes;
+use crate::counters::Tally;
 use crate::encoding::{self, Fields};
 use crate::engine::{Direction, EngineError, RowParts, SharedEngine, Table};
 use crate::key_counts::{BLOCK_KEYS, BlockChanges, KeyCounts, SPLIT_KEYS};
@@ -52,6 +53,7 @@ pub struct Applier {
     /// Keys that prefetching did not find, so that a creation need not look again.
     absent: HashSet<Bytes>,
     want_previous: bool,
+    pub(crate) tally: Tally,
 }
 
 /// The changes of the command that is being executed: one main revision, if there are any.
@@ -100,6 +102,7 @@ impl Applier {
             cache: MetadataCache::new(options.metadata_cache_bytes),
             absent: HashSet::new(),
             want_previous: false,
+            tally: Tally::default(),
         }
     }
 
@@ -183,6 +186,16 @@ impl Applier {
     /// When the command is not the store's.
     pub fn execute(&mut self, command: &Command, term: u64) -> Result<CommandResult, EngineError> {
         self.want_previous = self.shared.want_previous.load(Ordering::Relaxed);
+        let result = self.execute_request(command, term);
+        self.tally.finish_command();
+        result
+    }
+
+    fn execute_request(
+        &mut self,
+        command: &Command,
+        term: u64,
+    ) -> Result<CommandResult, EngineError> {
         match &command.request {
             Some(Request::Put(put)) => self.execute_put(put),
             Some(Request::DeleteRange(delete)) => self.execute_delete_range(delete),
@@ -272,6 +285,7 @@ impl Applier {
     /// [`EngineError`] when the engine fails: the member must stop.
     pub fn commit(&mut self) -> Result<Committed, EngineError> {
         self.absent.clear();
+        self.tally.publish(&self.shared.counters);
         let changes = {
             let counts = self.shared.counts.read();
             counts.changes(self.overlay.keys.iter().filter_map(|(key, changed)| {
@@ -437,6 +451,9 @@ impl Applier {
         if put.lease != 0 && !self.leases.contains_key(&put.lease) {
             return Ok(Err(EtcdError::LeaseNotFound));
         }
+        if put.ignore_value || put.ignore_lease || put.prev_kv {
+            self.tally.ranges += 1;
+        }
         if (put.ignore_value || put.ignore_lease) && self.live_metadata(&put.key)?.is_none() {
             return Ok(Err(EtcdError::KeyNotFound));
         }
@@ -465,6 +482,8 @@ impl Applier {
             true => old_value,
             false => &put.value[..],
         };
+        self.tally.puts += 1;
+        self.tally.put_bytes += (put.key.len() + value.len()) as u64;
         let lease = match put.ignore_lease {
             true => live.map_or(0, |live| live.lease),
             false => put.lease,
@@ -529,6 +548,8 @@ impl Applier {
         write: &mut Write,
         delete: &DeleteRangeRequest,
     ) -> Result<DeleteRangeResponse, EngineError> {
+        self.tally.deletes += 1;
+        self.tally.ranges += u64::from(delete.prev_kv);
         let range = KeyRange::new(delete.key.clone(), delete.range_end.clone());
         let keys = self.live_keys(&range)?;
         let mut previous_pairs = Vec::new();
@@ -852,6 +873,7 @@ impl Applier {
                 false => None,
             };
             self.delete(&mut write, &key, live, pair.as_ref())?;
+            self.tally.deletes += 1;
         }
         let row = LeaseRecord::row_key(revoke.id);
         self.overlay.set_row(Table::Lease, row, None);

@@ -17,6 +17,7 @@ use metastore_revision_model::{KeyRange, Revision, RevisionRecord};
 
 use crate::applier::{branch, header};
 use crate::compaction;
+use crate::counters::StoreCounterValues;
 use crate::encoding::{self, Fields};
 use crate::engine::{EngineError, SharedEngine, Table};
 use crate::hash;
@@ -135,6 +136,20 @@ impl Reader {
             .load(Ordering::Acquire)
     }
 
+    /// Live keys at the published revision.
+    ///
+    /// # Errors
+    /// [`EngineError`] when the engine fails.
+    pub fn key_count(&self) -> Result<i64, EngineError> {
+        self.count_at(&KeyRange::all(), self.revision())
+            .map_err(ScanError::into_engine_error)
+    }
+
+    /// What this member has executed since its start.
+    pub fn counters(&self) -> StoreCounterValues {
+        self.shared.counters.values()
+    }
+
     /// The engine under this store.
     pub fn engine(&self) -> SharedEngine {
         self.shared.engine.clone()
@@ -146,6 +161,7 @@ impl Reader {
     /// [`EtcdError::FutureRev`] and [`EtcdError::Compacted`] for a revision that cannot be read;
     /// an engine error means that the member must stop.
     pub fn range(&self, request: &RangeRequest) -> Result<RangeResponse, ReadError> {
+        self.shared.counters.count_ranges(1);
         self.read_at(request.revision, |current, revision| {
             self.range_at(request, current, revision)
         })
@@ -186,6 +202,7 @@ impl Reader {
             let mut state = StateAt {
                 view: &*self.shared,
                 revision: current,
+                reads: 0,
             };
             let mut path = txn::Path::new();
             txn::choose_path(&mut state, request, &mut path)?;
@@ -200,6 +217,9 @@ impl Reader {
             for range in ranges() {
                 txn::check_range(range, current, self.compact_revision())?;
             }
+            self.shared
+                .counters
+                .count_ranges(state.reads + ranges().count() as u64);
             let mut responses = Vec::with_capacity(ops.len());
             for range in ranges() {
                 let response = self.range_in_txn(range, current)?;

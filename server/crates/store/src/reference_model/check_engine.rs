@@ -39,6 +39,7 @@ pub fn check_engine(engine: SharedEngine, seed: u64, shape: Shape, steps: usize)
     // A cache that is sometimes too small, sometimes off.
     let options = StoreOptions {
         metadata_cache_bytes: [0, 3000, 32 << 20][random.below(3) as usize],
+        ..StoreOptions::default()
     };
     let (applier, reader) = open(engine.clone(), options.clone()).expect("the engine is empty");
     let mut run = Run {
