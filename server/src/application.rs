@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -15,7 +16,7 @@ use metastore_consensus::state_machine::{
 use metastore_proto::error_text::EtcdError;
 use metastore_proto::internal::{Command, MemberRecord, MembershipCommand, command::Request};
 use metastore_store::engine::{EngineError, SharedEngine, Table};
-use metastore_store::{Applier, CommandResponse, Reader, StoreOptions};
+use metastore_store::{Applier, CommandResponse, LeaseChange, Reader, StoreCounters, StoreOptions};
 use metastore_watch::{Hub, HubOptions};
 use parking_lot::Mutex;
 use prost::Message;
@@ -25,6 +26,7 @@ use crate::compaction::Compaction;
 use crate::engines::EngineDirectory;
 use crate::lease_manager::LeaseManager;
 use crate::member_directory::{Directory, MemberDirectory};
+use crate::observe::metrics::{self, METRICS};
 use crate::waiters::Waiters;
 
 /// Where the applied position stands in [`Table::Meta`].
@@ -52,6 +54,8 @@ pub struct Application {
     applied: ArcSwap<AppliedState>,
     engines: EngineDirectory,
     snapshot: Mutex<Option<SnapshotFiles>>,
+    /// Survives the replacement of the store by a snapshot.
+    counters: Arc<StoreCounters>,
     /// Members by id, as of the last applied command.
     pub directory: Arc<MemberDirectory>,
     /// Forwarded requests that wait for their apply here.
@@ -75,7 +79,8 @@ impl Application {
     ) -> Result<Self, EngineError> {
         let engine = engines.open()?;
         let snapshot = engines.newest_snapshot()?;
-        let (applier, reader) = open_store(engine)?;
+        let counters = Arc::default();
+        let (applier, reader) = open_store(engine, &counters)?;
         let applied = read_applied_from(&reader)?;
         leases.load(&reader)?;
         Ok(Self {
@@ -87,6 +92,7 @@ impl Application {
             applied: ArcSwap::from_pointee(applied),
             engines,
             snapshot: Mutex::new(snapshot),
+            counters,
             waiters,
             leases,
             compaction: Compaction::default(),
@@ -163,6 +169,7 @@ impl Application {
             decoded.push((entry.position, payload, entry.responder));
         }
 
+        METRICS.apply_batch_entries.observe(decoded.len() as f64);
         let mut applier = self.applier.lock();
         applier.prefetch(decoded.iter().filter_map(|(_, payload, _)| match payload {
             Decoded::Command(command) => Some(command),
@@ -173,6 +180,7 @@ impl Application {
         let mut memberships = memberships.into_iter();
         let mut pending = Vec::with_capacity(decoded.len());
         let mut compacted = false;
+        let mut before = Instant::now();
         for (position, payload, responder) in decoded {
             assert!(
                 state
@@ -185,11 +193,13 @@ impl Application {
             state.position = Some(position);
             let (origin, request_id, applied) = match payload {
                 Decoded::Blank => (0, 0, Ok(Response::Done)),
-                Decoded::Command(command) => (
-                    command.origin_member,
-                    command.request_id,
-                    self.execute(&mut applier, command, position.term)?,
-                ),
+                Decoded::Command(command) => {
+                    let (origin, request_id) = (command.origin_member, command.request_id);
+                    let kind = command.request.as_ref().map(metrics::request_kind);
+                    let applied = self.execute(&mut applier, command, position.term)?;
+                    observe_apply(kind, &applied, &mut before);
+                    (origin, request_id, applied)
+                }
                 Decoded::Membership(command) => {
                     state.membership = memberships
                         .next()
@@ -219,11 +229,16 @@ impl Application {
             Bytes::from_static(APPLIED_KEY),
             applied_position::encode(&state),
         );
+        let started = Instant::now();
         let committed = applier.commit()?;
         drop(applier);
+        METRICS
+            .engine_commit
+            .observe(started.elapsed().as_secs_f64());
 
         self.applied.store(Arc::new(state));
         self.leases.apply(&committed.lease_changes);
+        count_leases(&committed.lease_changes);
         self.hub.publish(committed.events, committed.revision);
         if compacted {
             self.compaction.wake();
@@ -246,7 +261,11 @@ impl Application {
     fn build(&self) -> Result<SnapshotFiles, EngineError> {
         let engine = self.reader().engine();
         // Most of the work happens here, while apply goes on; what is left for the lock is small.
+        let started = Instant::now();
         engine.flush()?;
+        METRICS
+            .snapshot_flush
+            .observe(started.elapsed().as_secs_f64());
         let applier = self.applier.lock();
         let applied = AppliedState::clone(&self.applied.load());
         let index = applied.position.map_or(0, |position| position.index);
@@ -254,6 +273,9 @@ impl Application {
         engine.checkpoint(&directory)?;
         drop(applier);
         self.engines.complete_snapshot(&directory, &applied)?;
+        METRICS
+            .snapshot_save
+            .observe(started.elapsed().as_secs_f64());
         let files = SnapshotFiles { applied, directory };
         let previous = self.snapshot.lock().replace(files.clone());
         if let Some(previous) = previous
@@ -267,7 +289,7 @@ impl Application {
     fn install(&self, directory: &Path, applied: &AppliedState) -> Result<(), EngineError> {
         let mut applier = self.applier.lock();
         let engine = self.engines.install(directory, applied)?;
-        let (new_applier, new_reader) = open_store(engine)?;
+        let (new_applier, new_reader) = open_store(engine, &self.counters)?;
         let applied = read_applied_from(&new_reader)?;
         self.directory.replace(Directory::load(&new_reader)?);
         self.leases.load(&new_reader)?;
@@ -276,6 +298,32 @@ impl Application {
         self.applied.store(Arc::new(applied));
         self.hub.replace_reader(new_reader);
         Ok(())
+    }
+}
+
+/// Notes how long a command took. One look at the clock serves as the end of one command and as the
+/// begin of the next.
+fn observe_apply(kind: Option<usize>, applied: &Applied, before: &mut Instant) {
+    let now = Instant::now();
+    let took = now - std::mem::replace(before, now);
+    if let Some(kind) = kind {
+        let success = matches!(applied, Ok(_) | Err(EtcdError::Compacted));
+        METRICS
+            .apply_duration
+            .observe(kind, success, took.as_secs_f64());
+    }
+}
+
+fn count_leases(changes: &[LeaseChange]) {
+    for change in changes {
+        match change {
+            LeaseChange::Granted { ttl, .. } => {
+                METRICS.leases_granted.inc();
+                METRICS.lease_ttl.observe(*ttl as f64);
+            }
+            LeaseChange::Revoked { .. } => METRICS.leases_revoked.inc(),
+            LeaseChange::Checkpointed { .. } => {}
+        }
     }
 }
 
@@ -292,8 +340,15 @@ fn damaged(error: &prost::DecodeError) -> EngineError {
     ))
 }
 
-fn open_store(engine: SharedEngine) -> Result<(Applier, Reader), EngineError> {
-    metastore_store::open(engine, StoreOptions::default())
+fn open_store(
+    engine: SharedEngine,
+    counters: &Arc<StoreCounters>,
+) -> Result<(Applier, Reader), EngineError> {
+    let options = StoreOptions {
+        counters: Arc::clone(counters),
+        ..StoreOptions::default()
+    };
+    metastore_store::open(engine, options)
 }
 
 pub(crate) fn read_applied_from(reader: &Reader) -> Result<AppliedState, EngineError> {
@@ -339,7 +394,14 @@ impl StateMachine for Application {
         directory: &Path,
         applied: AppliedState,
     ) -> Result<(), StateMachineError> {
-        self.install(directory, &applied).map_err(fatal)?;
+        let started = Instant::now();
+        METRICS.snapshot_apply_in_progress.set(1);
+        let result = self.install(directory, &applied);
+        METRICS.snapshot_apply_in_progress.set(0);
+        result.map_err(fatal)?;
+        METRICS
+            .received_snapshot_install
+            .observe(started.elapsed().as_secs_f64());
         let installed = self.applied();
         assert!(
             installed.position == applied.position,

@@ -10,6 +10,8 @@ use metastore_store::{LeaseChange, Reader};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use crate::observe::metrics::METRICS;
+
 /// What became of a renewal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Renewed {
@@ -94,10 +96,23 @@ impl LeaseManager {
         self.gone.notify_waiters();
     }
 
+    /// How many leases there are.
+    pub fn len(&self) -> usize {
+        self.queue.lock().len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Renews a lease.
     pub fn renew(&self, id: i64) -> Renewed {
         match self.queue.lock().renew(id, self.now()) {
-            Ok(Renewal::Renewed { ttl }) => Renewed::Ttl(ttl),
+            Ok(Renewal::Renewed { ttl }) => {
+                METRICS.leases_renewed.inc();
+                Renewed::Ttl(ttl)
+            }
             // Checkpoints are off until their feature gate exists.
             Ok(Renewal::ClearCheckpointFirst) | Err(RenewError::NotPrimary) => Renewed::NotLeader,
             Err(RenewError::NotFound) => Renewed::Ttl(0),

@@ -15,6 +15,7 @@ use crate::application::{Applied, Response};
 use crate::config::{ListenUrl, identity};
 use crate::error::RequestError;
 use crate::node::Node;
+use crate::observe::metrics::METRICS;
 use crate::peer_service::{ChangeAnswer, Method};
 
 /// A peer counts as connected for a change of members when it has been for this long: etcd's
@@ -152,6 +153,27 @@ impl Node {
     /// # Errors
     /// As etcd's Member calls.
     pub async fn change_membership_as_leader(
+        &self,
+        body: Bytes,
+    ) -> Result<Option<Vec<MemberRecord>>, RequestError> {
+        let decoded = MembershipCommand::decode(body.clone());
+        let promotes =
+            decoded.is_ok_and(|command| matches!(command.change, Some(Change::Promote(_))));
+        let result = self.change_membership_here(body).await;
+        if promotes {
+            match &result {
+                Ok(Some(_)) => METRICS.learner_promote_successes.inc(),
+                Ok(None) => {}
+                Err(error) => METRICS
+                    .learner_promote_failures
+                    .with_label_values(&[error.to_string()])
+                    .inc(),
+            }
+        }
+        result
+    }
+
+    async fn change_membership_here(
         &self,
         body: Bytes,
     ) -> Result<Option<Vec<MemberRecord>>, RequestError> {

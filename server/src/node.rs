@@ -17,6 +17,8 @@ use tokio::sync::watch;
 use crate::application::{Application, Applied, Response};
 use crate::config::Config;
 use crate::error::RequestError;
+use crate::observe::metrics::{self, METRICS};
+use crate::observe::traces;
 use crate::peer_activity::PeerActivity;
 use crate::peer_service::{self, Method};
 
@@ -47,6 +49,32 @@ pub struct Node {
     pub peers: PeerActivity,
     status: watch::Receiver<ConsensusStatus>,
     elections: Elections,
+}
+
+/// A proposal that has no result yet, for the metrics.
+struct Pending {
+    succeeded: bool,
+}
+
+impl Pending {
+    fn start() -> Self {
+        METRICS.proposals_pending.inc();
+        Self { succeeded: false }
+    }
+
+    fn end<T, E>(mut self, result: Result<T, E>) -> Result<T, E> {
+        self.succeeded = result.is_ok();
+        result
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        METRICS.proposals_pending.dec();
+        if !self.succeeded {
+            METRICS.proposals_failed.inc();
+        }
+    }
 }
 
 /// When leadership last changed, to choose between etcd's time-out texts.
@@ -192,7 +220,11 @@ impl Node {
                 }
             }
         };
-        match tokio::time::timeout(self.request_timeout(), attempt).await {
+        let outcome = tokio::time::timeout(self.request_timeout(), attempt).await;
+        METRICS
+            .linearizable_read_wait
+            .observe(started.elapsed().as_secs_f64());
+        match outcome {
             Ok(result) => Ok(result?),
             Err(_) => Err(self.timeout_error(started).into()),
         }
@@ -260,6 +292,17 @@ impl Node {
     /// `request timed out…`; after a time-out the outcome is unknown.
     pub async fn propose(&self, request: Request) -> Result<Response, RequestError> {
         self.admit()?;
+        let kind = metrics::request_kind(&request);
+        let started = Instant::now();
+        let result = self.replicate(request, started).await;
+        METRICS
+            .request_duration
+            .observe(kind, result.is_ok(), started.elapsed().as_secs_f64());
+        Ok(result??)
+    }
+
+    /// What applying the request gave, or why nobody knows.
+    async fn replicate(&self, request: Request, started: Instant) -> Result<Applied, RequestError> {
         let request_id = self.application.waiters.next_id();
         let command = Command {
             origin_member: self.member_id,
@@ -273,7 +316,7 @@ impl Node {
         if bytes.len() > self.config.max_request_bytes {
             return Err(EtcdError::RequestTooLarge.into());
         }
-        let started = Instant::now();
+        let pending = Pending::start();
         let on_its_way = AtomicBool::new(false);
         match tokio::time::timeout(
             self.request_timeout(),
@@ -281,7 +324,10 @@ impl Node {
         )
         .await
         {
-            Ok(applied) => Ok(applied??),
+            Ok(applied) => {
+                traces::event("Receive raft result");
+                pending.end(applied)
+            }
             Err(_) if !on_its_way.load(Ordering::Relaxed) => Err(RequestError::NotProposed),
             Err(_) => Err(self.timeout_error(started).into()),
         }
@@ -295,6 +341,7 @@ impl Node {
     ) -> Result<Applied, RequestError> {
         loop {
             on_its_way.store(true, Ordering::Relaxed);
+            traces::event("Send raft proposal");
             match self.consensus.propose(bytes.clone()).await {
                 Ok(reply) => {
                     return Ok(*reply

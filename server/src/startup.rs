@@ -31,6 +31,8 @@ use crate::lease_manager::LeaseManager;
 use crate::listen::{ClientThreads, sockets};
 use crate::member_directory::MemberDirectory;
 use crate::node::{GRPC_OVERHEAD_BYTES, Node};
+use crate::observe::metrics::{LogObserver, METRICS};
+use crate::observe::traces;
 use crate::peer_activity;
 use crate::peer_service::{PeerEvent, PeerService};
 use crate::tasks;
@@ -203,6 +205,16 @@ pub fn run(config: Config) -> Result<(), RunError> {
 }
 
 async fn run_async(config: Config) -> Result<(), RunError> {
+    if config.extensive_metrics {
+        METRICS.measure_calls();
+    }
+    if let Some(options) = &config.traces {
+        traces::start(options)
+            .map_err(|error| RunError::Fatal(format!("cannot send traces: {error}")))?;
+    }
+    if config.enable_pprof {
+        tracing::info!(path = "/debug/pprof", "pprof is enabled");
+    }
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let directory = prepare_data_directory(&config)?;
@@ -247,7 +259,10 @@ async fn run_async(config: Config) -> Result<(), RunError> {
             cluster_id: identity.cluster_id,
             member_id: identity.member_id,
         },
-        LogOptions::default(),
+        LogOptions {
+            observer: Some(Arc::new(LogObserver)),
+            ..LogOptions::default()
+        },
     )?;
     if !identity.log_exists {
         identity.log_exists = true;
@@ -336,6 +351,10 @@ async fn run_async(config: Config) -> Result<(), RunError> {
     node.application.hub.close();
     node.application.compaction.close();
     node.consensus.shutdown().await;
+    // It waits for the collector, on whose connection this thread works.
+    if traces::is_on() && tokio::task::spawn_blocking(traces::stop).await.is_err() {
+        tracing::warn!("the last traces were not sent");
+    }
     outcome
 }
 

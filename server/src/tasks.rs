@@ -12,6 +12,7 @@ use metastore_proto::internal::{
 use prost::Message;
 
 use crate::node::Node;
+use crate::observe::metrics::METRICS;
 use crate::version;
 
 /// How often a leader looks for expired leases; etcd's `500 ms`.
@@ -168,7 +169,7 @@ async fn revoke_expired(node: &Arc<Node>, id: i64, term: u64) {
         .consensus
         .propose_in_term(Bytes::from(command.encode_to_vec()), term);
     match tokio::time::timeout(node.request_timeout(), proposal).await {
-        Ok(Ok(_)) => {}
+        Ok(Ok(_)) => METRICS.leases_expired.inc(),
         // Not committed as far as is known: it will be offered again if the lease still exists.
         Ok(Err(_)) | Err(_) => node.application.leases.revoke_failed(id),
     }
@@ -182,6 +183,10 @@ pub async fn report_progress(node: Arc<Node>) {
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while !*node.stopping.borrow() {
         ticks.tick().await;
+        let begun = tokio::time::Instant::now();
         node.application.hub.tick(started.elapsed());
+        METRICS
+            .watch_progress
+            .observe(begun.elapsed().as_secs_f64());
     }
 }

@@ -129,6 +129,8 @@ const ALLOWED_ARROWS: &[(&str, &[&str])] = &[
             "metastore-consensus",
         ],
     ),
+    // A client: it knows the API only.
+    ("metastore-ctl", &["metastore-proto"]),
     ("metastore-operator-api", &[]),
     ("metastore-operator-core", &["metastore-operator-api"]),
     ("metastore-operator-resources", &["metastore-operator-api"]),
@@ -524,6 +526,13 @@ const FIELDS_WITH_OTHER_NAMES: &[(&str, &str)] = &[
     ("log-outputs", "log"),
     // Only zap's form exists, so nobody has to read it.
     ("logger", "log"),
+    ("enable-log-rotation", "rotation"),
+    ("log-rotation-config-json", "rotation"),
+    ("enable-distributed-tracing", "traces"),
+    ("distributed-tracing-address", "address"),
+    ("distributed-tracing-service-name", "service_name"),
+    ("distributed-tracing-instance-id", "instance_id"),
+    ("distributed-tracing-sampling-rate", "samples_per_million"),
     ("data-dir", "member_dir"),
 ];
 
@@ -567,6 +576,14 @@ fn generated_page_of_the_options_is_fresh() {
 #[test]
 fn generated_page_of_the_errors_is_fresh() {
     check_page("docs/reference/errors.md", &errors_page());
+}
+
+#[test]
+fn generated_page_of_the_metrics_is_fresh() {
+    check_page(
+        "docs/reference/metrics.md",
+        &metastore_server::observe::metrics::catalog::reference_page(),
+    );
 }
 
 fn check_page(path: &str, wanted: &str) {

@@ -232,8 +232,6 @@ pub const FEATURE_GATES_OPTION: &str = "feature-gates";
 const NO_TLS: &str = "TLS";
 const ONLY_WITH_TLS: &str = "it matters only with TLS, which does not exist yet";
 const ONLY_WITH_DISCOVERY: &str = "it matters only with discovery, which does not exist yet";
-const ONLY_WITH_TRACING: &str =
-    "it matters only with distributed tracing, which does not exist yet";
 const ONLY_WITH_AUTH: &str = "it matters only with users and roles, which do not exist yet";
 const NO_BBOLT: &str = "it tunes bbolt, which MetaStore does not use";
 const LEGACY: &str = "it is a flag of an older etcd";
@@ -387,8 +385,8 @@ pub static OPTIONS: &[OptionSpec] = &{
         O::new(G::Auth, "bcrypt-cost", K::Unsigned, "10", "Cost of password hashes.").ignored(ONLY_WITH_AUTH),
         O::new(G::Auth, "auth-token-ttl", K::Unsigned, "300", "Life of a simple token.").unit("s").ignored(ONLY_WITH_AUTH),
         // Monitoring
-        O::new(G::Monitoring, "enable-pprof", K::Boolean, "false", "Serve profiles under /debug/pprof/.").later("profiles over HTTP"),
-        O::new(G::Monitoring, "metrics", K::Text, "basic", "'basic', or 'extensive' for histograms of gRPC calls.").later("histograms of gRPC calls"),
+        O::new(G::Monitoring, "enable-pprof", K::Boolean, "false", "Serve CPU profiles under /debug/pprof/."),
+        O::new(G::Monitoring, "metrics", K::Text, "basic", "'basic', or 'extensive' for histograms of gRPC calls."),
         O::new(G::Monitoring, "listen-metrics-urls", K::Urls, "", "More URLs to listen on for health and metrics only.")
             .empty("they are served with the other HTTP endpoints only")
             .unsupported("health and metrics on ports of their own"),
@@ -397,17 +395,19 @@ pub static OPTIONS: &[OptionSpec] = &{
         O::new(G::Logging, "log-outputs", K::Set, "default", "Where to log: 'default', 'stderr', 'stdout' or paths of files."),
         O::new(G::Logging, "log-level", K::Text, "info", "debug, info, warn, error, panic or fatal."),
         O::new(G::Logging, "log-format", K::Text, "json", "json or console."),
-        O::new(G::Logging, "enable-log-rotation", K::Boolean, "false", "Rotate the one log file.").unsupported("log rotation"),
-        O::new(G::Logging, "log-rotation-config-json", K::Text, "{\"maxsize\": 100, \"maxage\": 0, \"maxbackups\": 0, \"localtime\": false, \"compress\": false}", "How to rotate.")
-            .ignored("it matters only with log rotation, which does not exist yet"),
+        O::new(G::Logging, "enable-log-rotation", K::Boolean, "false", "Rotate the log file: --log-outputs has to name exactly one."),
+        O::new(G::Logging, "log-rotation-config-json", K::Text, "{\"maxsize\": 100, \"maxage\": 0, \"maxbackups\": 0, \"localtime\": false, \"compress\": false}", "How to rotate: megabytes of a file, days and number of old files to keep, whether to compress them.")
+            .empty("0: 100 megabytes, for ever, all"),
         O::new(G::Logging, "warning-unary-request-duration", K::Duration, "300ms", "Unary requests that take longer are logged.")
             .later("the log of slow requests"),
         // Tracing
-        O::new(G::Tracing, "enable-distributed-tracing", K::Boolean, "false", "Send traces to an OpenTelemetry collector.").later("distributed tracing"),
-        O::new(G::Tracing, "distributed-tracing-address", K::Text, "localhost:4317", "Address of the collector.").ignored(ONLY_WITH_TRACING),
-        O::new(G::Tracing, "distributed-tracing-service-name", K::Text, "etcd", "Service name in traces.").ignored(ONLY_WITH_TRACING),
-        O::new(G::Tracing, "distributed-tracing-instance-id", K::Text, "", "Id of this member in traces.").ignored(ONLY_WITH_TRACING),
-        O::new(G::Tracing, "distributed-tracing-sampling-rate", K::Signed, "0", "Traces to keep of a million.").ignored(ONLY_WITH_TRACING),
+        O::new(G::Tracing, "enable-distributed-tracing", K::Boolean, "false", "Send traces of requests to an OpenTelemetry collector."),
+        O::new(G::Tracing, "distributed-tracing-address", K::Text, "localhost:4317", "Address of the collector."),
+        O::new(G::Tracing, "distributed-tracing-service-name", K::Text, "etcd", "Service name in traces."),
+        O::new(G::Tracing, "distributed-tracing-instance-id", K::Text, "", "Id of this member in traces.")
+            .empty("none"),
+        O::new(G::Tracing, "distributed-tracing-sampling-rate", K::Signed, "0", "Traces to keep of a million, when the caller has not decided.")
+            .empty("0 = only what the caller wants traced"),
         // Features
         O::new(G::Features, "corrupt-check-time", K::Duration, "0s", "Interval of comparisons of the members' data.")
             .empty("0 = never").later("the comparison of the members' data"),

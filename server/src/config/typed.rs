@@ -8,6 +8,7 @@ use super::options::{OPTIONS, is_legacy};
 use super::settings::Settings;
 use super::url::ListenUrl;
 use crate::observe::log::LogOptions;
+use crate::observe::traces::TraceOptions;
 
 /// Everything that the options say about one member.
 ///
@@ -90,6 +91,12 @@ pub struct Config {
     /// `--feature-gates`.
     pub feature_gates: FeatureGates,
 
+    /// `--enable-pprof`.
+    pub enable_pprof: bool,
+    /// The options about distributed tracing; nothing: it is off.
+    pub traces: Option<TraceOptions>,
+    /// `--metrics=extensive`.
+    pub extensive_metrics: bool,
     /// `--log-level`, `--log-format` and `--log-outputs`.
     pub log: LogOptions,
 
@@ -153,6 +160,7 @@ pub(super) struct Resolved {
     pub(super) initial_cluster: String,
     pub(super) auto_compaction: AutoCompaction,
     pub(super) log: LogOptions,
+    pub(super) traces: Option<TraceOptions>,
 }
 
 impl Config {
@@ -164,6 +172,7 @@ impl Config {
             initial_cluster,
             auto_compaction,
             log,
+            traces,
         } = resolved;
         let duration = |name| duration(settings.nanoseconds(name));
         let nonzero = |name| Some(duration(name)).filter(|time| !time.is_zero());
@@ -219,6 +228,9 @@ impl Config {
             warning_unary_request_duration: nonzero("warning-unary-request-duration")
                 .unwrap_or(DEFAULT_WARNING_UNARY),
             feature_gates: settings.gates(),
+            enable_pprof: settings.boolean("enable-pprof"),
+            traces,
+            extensive_metrics: settings.text("metrics") == "extensive",
             log,
             engine: match settings.text("engine").as_str() {
                 "memory" => Engine::Memory,

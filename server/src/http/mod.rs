@@ -1,5 +1,8 @@
 //! Plain HTTP on the client and peer ports: `/version`, `/health`, and `/members` among peers.
 
+mod debug;
+mod metrics;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -98,6 +101,8 @@ impl HttpService {
             "/version" | "/health" if request.method() != Method::GET => method_not_allowed(),
             "/version" => self.version(),
             "/health" => self.health(&request).await,
+            "/metrics" => metrics::answer(Arc::clone(&self.node)).await,
+            path if path.starts_with("/debug/") => debug::answer(&self.node, &request).await,
             _ => not_found(),
         }
     }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::thread;
 
 use http::{Request, Response, header};
+use http_body::Body as HttpBody;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -22,15 +23,17 @@ use metastore_proto::etcdserverpb::lease_server::LeaseServer;
 use metastore_proto::etcdserverpb::maintenance_server::MaintenanceServer;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+use tonic::body::Body;
 use tower::Service;
 
 use crate::http::HttpService;
 use crate::node::Node;
+use crate::observe::metrics::grpc;
 use crate::rpc::cluster::ClusterService;
 use crate::rpc::key_value::{self, KeyValueService};
 use crate::rpc::lease::LeaseService;
 use crate::rpc::maintenance::MaintenanceService;
-use crate::rpc::unary::{self, ResponseBody};
+use crate::rpc::unary::ResponseBody;
 use crate::rpc::watch::WatchService;
 
 /// Flow-control window of one stream. The default of 64 KiB stops a 1.5 MiB put many times.
@@ -75,6 +78,22 @@ impl GrpcServices {
 
     /// Answers a call of a service that is not asked for thousands of times a second.
     async fn call_rare(&self, request: Request<Incoming>) -> Response<ResponseBody> {
+        match grpc::find(request.uri().path()) {
+            Some(method) => {
+                let serve = |request| self.call_service(request);
+                grpc::observe(method, request, serve)
+                    .await
+                    .map(ResponseBody::Counted)
+            }
+            None => self.call_service(request).await.map(ResponseBody::Tonic),
+        }
+    }
+
+    async fn call_service<B>(&self, request: Request<B>) -> Response<Body>
+    where
+        B: HttpBody + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
+    {
         let service = request
             .uri()
             .path()
@@ -88,11 +107,11 @@ impl GrpcServices {
             "grpc.health.v1.Health" => self.health.clone().call(request).await,
             _ => {
                 let text = format!("unknown service {service}");
-                return unary::failure(tonic::Status::unimplemented(text));
+                return tonic::Status::unimplemented(text).into_http();
             }
         };
         match answer {
-            Ok(response) => response.map(ResponseBody::Tonic),
+            Ok(response) => response,
             Err(never) => match never {},
         }
     }

@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures::Stream;
 use http::{Request, Response};
@@ -16,14 +17,18 @@ use metastore_proto::etcdserverpb::{
 use metastore_proto::internal::command::Request as Proposal;
 use metastore_store::CommandResponse;
 use metastore_store::validate::{self, StreamRefusal};
+use opentelemetry::KeyValue;
 use prost::Message;
 use tonic::Status;
 use tonic::server::{Grpc, ServerStreamingService};
 
 use super::unary::{self, ResponseBody};
-use super::{OnLearner, check_call};
+use super::{OnLearner, check_call, check_stream};
 use crate::error::RequestError;
 use crate::node::Node;
+use crate::observe::metrics::grpc::{self, method};
+use crate::observe::metrics::{METRICS, RANGE, READ_ONLY_TXN};
+use crate::observe::traces;
 
 /// Keys in the first chunk of a stream; etcd's `initialStreamChunkLimit`.
 const FIRST_CHUNK_KEYS: i64 = 10;
@@ -81,10 +86,24 @@ impl KeyValueService {
     /// As etcd's Range.
     pub async fn range(&self, request: RangeRequest) -> Result<RangeResponse, RequestError> {
         validate::range(&request)?;
+        let started = Instant::now();
+        let attributes = range_attributes(&request);
+        let result = traces::in_span("range", attributes, self.range_checked(request)).await;
+        METRICS
+            .request_duration
+            .observe(RANGE, result.is_ok(), started.elapsed().as_secs_f64());
+        result
+    }
+
+    async fn range_checked(&self, request: RangeRequest) -> Result<RangeResponse, RequestError> {
         if !request.serializable {
             self.node.linearize().await?;
         }
-        let mut response = self.read(request).await?;
+        let started = Instant::now();
+        let result = self.read(request).await;
+        METRICS.range_duration[usize::from(result.is_ok())]
+            .observe(started.elapsed().as_secs_f64());
+        let mut response = result?;
         self.node.fill(&mut response.header);
         Ok(response)
     }
@@ -103,7 +122,10 @@ impl KeyValueService {
     /// As etcd's Put.
     pub async fn put(&self, request: PutRequest) -> Result<PutResponse, RequestError> {
         validate::put(&request)?;
-        match self.node.propose_store(Proposal::Put(request)).await? {
+        let key = traces::is_on().then(|| traces::text(&request.key));
+        let attributes = || vec![KeyValue::new("key", key.unwrap_or_default())];
+        let proposal = self.node.propose_store(Proposal::Put(request));
+        match traces::in_span("put", attributes, proposal).await? {
             CommandResponse::Put(mut response) => {
                 self.node.fill(&mut response.header);
                 Ok(response)
@@ -121,11 +143,14 @@ impl KeyValueService {
         request: DeleteRangeRequest,
     ) -> Result<DeleteRangeResponse, RequestError> {
         validate::delete_range(&request)?;
-        match self
-            .node
-            .propose_store(Proposal::DeleteRange(request))
-            .await?
-        {
+        let range = traces::is_on().then(|| {
+            vec![
+                KeyValue::new("range_begin", traces::text(&request.key)),
+                KeyValue::new("range_end", traces::text(&request.range_end)),
+            ]
+        });
+        let proposal = self.node.propose_store(Proposal::DeleteRange(request));
+        match traces::in_span("delete_range", || range.unwrap_or_default(), proposal).await? {
             CommandResponse::DeleteRange(mut response) => {
                 self.node.fill(&mut response.header);
                 Ok(response)
@@ -140,12 +165,25 @@ impl KeyValueService {
     /// As etcd's Txn.
     pub async fn txn(&self, request: TxnRequest) -> Result<TxnResponse, RequestError> {
         validate::txn(&request, self.node.config.max_txn_ops)?;
+        let attributes = traces::is_on().then(|| txn_attributes(&request));
+        let answer = self.txn_checked(request);
+        traces::in_span("txn", || attributes.unwrap_or_default(), answer).await
+    }
+
+    async fn txn_checked(&self, request: TxnRequest) -> Result<TxnResponse, RequestError> {
         let mut response = if is_read_only(&request) {
             if !is_serializable(&request) {
                 self.node.linearize().await?;
             }
             let reader = self.node.reader();
-            blocking(move || Ok(reader.read_only_txn(&request)?)).await?
+            let started = Instant::now();
+            let result = blocking(move || Ok(reader.read_only_txn(&request)?)).await;
+            METRICS.request_duration.observe(
+                READ_ONLY_TXN,
+                result.is_ok(),
+                started.elapsed().as_secs_f64(),
+            );
+            result?
         } else {
             match self.node.propose_store(Proposal::Txn(request)).await? {
                 CommandResponse::Txn(response) => response,
@@ -166,11 +204,14 @@ impl KeyValueService {
     ) -> Result<CompactionResponse, RequestError> {
         let physical = request.physical;
         let revision = request.revision;
-        let mut response = match self
-            .node
-            .propose_store(Proposal::Compaction(request))
-            .await?
-        {
+        let attributes = || {
+            vec![
+                KeyValue::new("is_physical", physical),
+                KeyValue::new("rev", revision),
+            ]
+        };
+        let proposal = self.node.propose_store(Proposal::Compaction(request));
+        let mut response = match traces::in_span("compact", attributes, proposal).await? {
             CommandResponse::Compaction(response) => response,
             other => return Err(Self::unexpected(&other)),
         };
@@ -184,6 +225,58 @@ impl KeyValueService {
         response.header = Some(self.node.header());
         Ok(response)
     }
+}
+
+/// What etcd's span of a range tells; the texts are put together only while tracing is on.
+fn range_attributes(request: &RangeRequest) -> impl FnOnce() -> Vec<KeyValue> + use<> {
+    let attributes = traces::is_on().then(|| {
+        vec![
+            KeyValue::new("range_begin", traces::text(&request.key)),
+            KeyValue::new("range_end", traces::text(&request.range_end)),
+            KeyValue::new("rev", request.revision),
+            KeyValue::new("limit", request.limit),
+            KeyValue::new("count_only", request.count_only),
+            KeyValue::new("keys_only", request.keys_only),
+        ]
+    });
+    || attributes.unwrap_or_default()
+}
+
+fn txn_attributes(request: &TxnRequest) -> Vec<KeyValue> {
+    use request_op::Request;
+    let compared = request.compare.iter().map(|compare| &compare.key);
+    let first_key = compared.into_iter().find(|key| !key.is_empty());
+    let first = request
+        .success
+        .iter()
+        .find_map(|op| match op.request.as_ref()? {
+            Request::RequestPut(put) => Some((&put.key, "put")),
+            Request::RequestRange(range) => Some((&range.key, "range")),
+            Request::RequestDeleteRange(delete) => Some((&delete.key, "delete_range")),
+            Request::RequestTxn(_) => None,
+        });
+    let first_lease = request
+        .success
+        .iter()
+        .find_map(|op| match op.request.as_ref()? {
+            Request::RequestPut(put) => Some(put.lease),
+            _ => None,
+        });
+    let count = |length: usize| i64::try_from(length).unwrap_or(i64::MAX);
+    let (key, kind) = first.map_or((String::new(), ""), |(key, kind)| (traces::text(key), kind));
+    vec![
+        KeyValue::new(
+            "compare_first_key",
+            first_key.map_or(String::new(), |key| traces::text(key)),
+        ),
+        KeyValue::new("success_first_key", key),
+        KeyValue::new("success_first_type", kind),
+        KeyValue::new("success_first_lease", first_lease.unwrap_or(-1)),
+        KeyValue::new("compare_len", count(request.compare.len())),
+        KeyValue::new("success_len", count(request.success.len())),
+        KeyValue::new("failure_len", count(request.failure.len())),
+        KeyValue::new("read_only", is_read_only(request)),
+    ]
 }
 
 /// Runs a read that may take long where it holds up nobody.
@@ -238,6 +331,7 @@ impl KeyValueService {
         match method {
             Method::Range => {
                 unary::serve(
+                    &method::RANGE,
                     request,
                     bytes_max,
                     |headers, range: RangeRequest| async move {
@@ -253,43 +347,62 @@ impl KeyValueService {
                 .await
             }
             Method::Put => {
-                unary::serve(request, bytes_max, |headers, put| async move {
-                    check_call(node, &headers, OnLearner::Refused)?;
-                    Ok(self.put(put).await?)
-                })
+                unary::serve(
+                    &method::PUT,
+                    request,
+                    bytes_max,
+                    |headers, put| async move {
+                        check_call(node, &headers, OnLearner::Refused)?;
+                        Ok(self.put(put).await?)
+                    },
+                )
                 .await
             }
             Method::Txn => {
-                unary::serve(request, bytes_max, |headers, txn| async move {
-                    check_call(node, &headers, OnLearner::Refused)?;
-                    Ok(self.txn(txn).await?)
-                })
+                unary::serve(
+                    &method::TXN,
+                    request,
+                    bytes_max,
+                    |headers, txn| async move {
+                        check_call(node, &headers, OnLearner::Refused)?;
+                        Ok(self.txn(txn).await?)
+                    },
+                )
                 .await
             }
             Method::DeleteRange => {
-                unary::serve(request, bytes_max, |headers, delete| async move {
-                    check_call(node, &headers, OnLearner::Refused)?;
-                    Ok(self.delete_range(delete).await?)
-                })
+                unary::serve(
+                    &method::DELETE_RANGE,
+                    request,
+                    bytes_max,
+                    |headers, delete| async move {
+                        check_call(node, &headers, OnLearner::Refused)?;
+                        Ok(self.delete_range(delete).await?)
+                    },
+                )
                 .await
             }
             Method::Compact => {
-                unary::serve(request, bytes_max, |headers, compaction| async move {
-                    check_call(node, &headers, OnLearner::Refused)?;
-                    Ok(self.compact(compaction).await?)
-                })
+                unary::serve(
+                    &method::COMPACT,
+                    request,
+                    bytes_max,
+                    |headers, compaction| async move {
+                        check_call(node, &headers, OnLearner::Refused)?;
+                        Ok(self.compact(compaction).await?)
+                    },
+                )
                 .await
             }
             Method::RangeStream => {
                 let streaming = RangeStreaming(self.clone());
-                Box::pin(async move {
+                let answer = grpc::observe(&method::RANGE_STREAM, request, |request| async move {
                     Grpc::new(SmallBufferCodec::default())
                         .apply_max_message_size_config(Some(bytes_max), None)
                         .server_streaming(streaming, request)
                         .await
-                })
-                .await
-                .map(ResponseBody::Tonic)
+                });
+                Box::pin(answer).await.map(ResponseBody::Counted)
             }
             Method::Unknown => unary::failure(Status::unimplemented(
                 "unknown method for service etcdserverpb.KV",
@@ -312,7 +425,7 @@ impl ServerStreamingService<RangeRequest> for RangeStreaming {
     fn call(&mut self, request: tonic::Request<RangeRequest>) -> Self::Future {
         let node = Arc::clone(&self.0.node);
         Box::pin(async move {
-            check_call(&node, request.metadata().as_ref(), OnLearner::Refused)?;
+            check_stream(&node, request.metadata().as_ref(), OnLearner::Refused)?;
             let request = request.into_inner();
             validate::range_stream(&request).map_err(|refusal| match refusal {
                 StreamRefusal::Invalid(error) => Status::from(error),

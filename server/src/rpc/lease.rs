@@ -14,12 +14,15 @@ use metastore_proto::etcdserverpb::{
 use metastore_proto::internal::LeaseRevokeCommand;
 use metastore_proto::internal::command::Request as Proposal;
 use metastore_store::CommandResponse;
+use opentelemetry::KeyValue;
 use rand::Rng;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{OnLearner, check_call, leader_lost};
+use super::{OnLearner, check_call, check_stream, leader_lost};
 use crate::error::RequestError;
 use crate::node::Node;
+use crate::observe::metrics::METRICS;
+use crate::observe::traces;
 
 /// The Lease service of a member.
 #[derive(Clone)]
@@ -52,11 +55,10 @@ impl LeaseService {
         );
         request.ttl = metastore_lease::granted_ttl(request.ttl, minimum)
             .map_err(|_| EtcdError::LeaseTTLTooLarge)?;
-        match self
-            .node
-            .propose_store(Proposal::LeaseGrant(request))
-            .await?
-        {
+        let (id, ttl) = (request.id, request.ttl);
+        let attributes = || vec![KeyValue::new("id", id), KeyValue::new("ttl", ttl)];
+        let proposal = self.node.propose_store(Proposal::LeaseGrant(request));
+        match traces::in_span("lease_grant", attributes, proposal).await? {
             CommandResponse::LeaseGrant(mut response) => {
                 self.node.fill(&mut response.header);
                 Ok(response)
@@ -79,11 +81,9 @@ impl LeaseService {
             id: request.id,
             expired_in_term: 0,
         };
-        match self
-            .node
-            .propose_store(Proposal::LeaseRevoke(command))
-            .await?
-        {
+        let attributes = || vec![KeyValue::new("id", request.id)];
+        let proposal = self.node.propose_store(Proposal::LeaseRevoke(command));
+        match traces::in_span("lease_revoke", attributes, proposal).await? {
             CommandResponse::LeaseRevoke(mut response) => {
                 self.node.fill(&mut response.header);
                 Ok(response)
@@ -138,7 +138,7 @@ impl Lease for LeaseService {
         request: Request<Streaming<LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
         let requires_leader =
-            check_call(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
+            check_stream(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
         let node = Arc::clone(&self.node);
         let mut requests = request.into_inner();
         let stopped = node.stopped();
@@ -174,6 +174,8 @@ impl Lease for LeaseService {
                         }
                     }
                     Some(Err(status)) => {
+                        let receiving = ["receive", "lease-keepalive"];
+                        METRICS.stream_failures.with_label_values(&receiving).inc();
                         yield Err(status);
                         return;
                     }

@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures::Stream;
 use metastore_consensus::TransferError;
@@ -16,9 +17,10 @@ use metastore_proto::etcdserverpb::{
 use tonic::{Request, Response, Status};
 
 use super::snapshot::snapshot;
-use super::{OnLearner, check_call};
+use super::{OnLearner, check_call, check_stream};
 use crate::error::RequestError;
 use crate::node::Node;
+use crate::observe::metrics::METRICS;
 use crate::version;
 
 /// The Maintenance service of a member.
@@ -147,7 +149,9 @@ impl Maintenance for MaintenanceService {
     async fn hash(&self, request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
         check_call(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
         let reader = self.node.reader();
+        let started = Instant::now();
         let (hash, revision) = blocking(move || Ok((reader.hash()?, reader.revision()))).await?;
+        METRICS.hash.observe(started.elapsed().as_secs_f64());
         Ok(Response::new(HashResponse {
             header: Some(self.node.header_at(revision)),
             hash,
@@ -161,7 +165,11 @@ impl Maintenance for MaintenanceService {
         check_call(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
         let reader = self.node.reader();
         let revision = request.into_inner().revision;
+        let started = Instant::now();
         let hash = blocking(move || Ok(reader.hash_kv(revision)?)).await?;
+        METRICS
+            .hash_revision
+            .observe(started.elapsed().as_secs_f64());
         Ok(Response::new(HashKvResponse {
             header: Some(self.node.header_at(hash.revision)),
             hash: hash.hash,
@@ -176,7 +184,7 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<SnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
-        check_call(&self.node, request.metadata().as_ref(), OnLearner::Allowed)?;
+        check_stream(&self.node, request.metadata().as_ref(), OnLearner::Allowed)?;
         let engine = self.node.reader().engine();
         Ok(Response::new(Box::pin(snapshot(engine))))
     }

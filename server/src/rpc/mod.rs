@@ -17,6 +17,8 @@ use metastore_proto::error_text::EtcdError;
 use tonic::Status;
 
 use crate::node::Node;
+use crate::observe::metrics::client_versions;
+use crate::observe::metrics::grpc::CallType;
 
 /// Metadata key by which a client asks for an immediate error without a leader.
 const REQUIRE_LEADER_KEY: &str = "hasleader";
@@ -42,14 +44,36 @@ pub fn check_call(
     headers: &HeaderMap,
     on_learner: OnLearner,
 ) -> Result<bool, Status> {
+    check(node, headers, on_learner, CallType::Unary)
+}
+
+/// [`check_call`] for streams.
+///
+/// # Errors
+/// As [`check_call`].
+pub fn check_stream(
+    node: &Arc<Node>,
+    headers: &HeaderMap,
+    on_learner: OnLearner,
+) -> Result<bool, Status> {
+    check(node, headers, on_learner, CallType::BidiStream)
+}
+
+fn check(
+    node: &Arc<Node>,
+    headers: &HeaderMap,
+    on_learner: OnLearner,
+    call_type: CallType,
+) -> Result<bool, Status> {
     if on_learner == OnLearner::Refused && node.is_learner() {
         return Err(EtcdError::NotSupportedForLearner.into());
     }
-    if let Some(version) = headers.get(CLIENT_API_VERSION_KEY)
-        && std::str::from_utf8(version.as_bytes()).is_err()
-    {
-        return Err(EtcdError::InvalidClientAPIVersion.into());
-    }
+    let version = headers
+        .get(CLIENT_API_VERSION_KEY)
+        .map(|version| std::str::from_utf8(version.as_bytes()))
+        .transpose()
+        .map_err(|_| EtcdError::InvalidClientAPIVersion)?;
+    client_versions::count(call_type, version);
     let requires_leader = headers
         .get(REQUIRE_LEADER_KEY)
         .is_some_and(|value| value.as_bytes() == REQUIRE_LEADER_VALUE.as_bytes());

@@ -16,6 +16,8 @@ use prost::Message;
 use prost::encoding::{DecodeContext, WireType, decode_key, skip_field};
 use tonic::{Code, Status};
 
+use crate::observe::metrics::grpc::{AnswerBody, Call, Method};
+
 /// Flag and length in front of each message.
 const PREFIX_BYTES: usize = 5;
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -28,8 +30,10 @@ pub enum ResponseBody {
     Unary(UnaryBody),
     /// A watch stream.
     Watch(Box<super::watch::WatchBody>),
-    /// A stream, or a call that tonic answers.
+    /// An error that nobody counts: the call was never one.
     Tonic(tonic::body::Body),
+    /// A stream, or a call that tonic answers.
+    Counted(AnswerBody),
     /// Plain HTTP.
     Plain(http_body_util::Full<Bytes>),
 }
@@ -62,6 +66,7 @@ impl HttpBody for ResponseBody {
             }
             Self::Watch(body) => Pin::new(&mut **body).poll_frame(context),
             Self::Tonic(body) => Pin::new(body).poll_frame(context),
+            Self::Counted(body) => Pin::new(body).poll_frame(context),
             Self::Plain(body) => Pin::new(body)
                 .poll_frame(context)
                 .map_err(|never| match never {}),
@@ -73,6 +78,7 @@ impl HttpBody for ResponseBody {
             Self::Unary(body) => body.message.is_none() && !body.trailers,
             Self::Watch(body) => body.is_end_stream(),
             Self::Tonic(body) => body.is_end_stream(),
+            Self::Counted(body) => body.is_end_stream(),
             Self::Plain(body) => body.is_end_stream(),
         }
     }
@@ -81,6 +87,7 @@ impl HttpBody for ResponseBody {
         match self {
             Self::Unary(_) | Self::Watch(_) => SizeHint::default(),
             Self::Tonic(body) => body.size_hint(),
+            Self::Counted(body) => body.size_hint(),
             Self::Plain(body) => body.size_hint(),
         }
     }
@@ -189,6 +196,7 @@ fn encode<A: Message>(answer: &A) -> Bytes {
 
 /// Serves one call: reads and decodes the request, runs the handler, frames its answer.
 pub async fn serve<Q, A, F>(
+    method: &'static Method,
     request: Request<Incoming>,
     bytes_max: usize,
     handler: impl FnOnce(HeaderMap, Q) -> F,
@@ -211,9 +219,22 @@ where
             )));
         }
     };
-    match handler(parts.headers, request).await {
-        Ok(answer) => success(encode(&answer)),
-        Err(status) => failure(status),
+    // As in grpc-go, a request that cannot be read is no call.
+    let mut call = Call::start(method, &parts.headers);
+    call.received(1, message.len());
+    // Its memory is the request's from here on.
+    drop(message);
+    match call.run(handler(parts.headers, request)).await {
+        Ok(answer) => {
+            let answer = encode(&answer);
+            call.sent(1, answer.len() - PREFIX_BYTES);
+            call.end(Code::Ok);
+            success(answer)
+        }
+        Err(status) => {
+            call.end(status.code());
+            failure(status)
+        }
     }
 }
 
