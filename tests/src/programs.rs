@@ -108,6 +108,20 @@ fn metastore() -> &'static Path {
     })
 }
 
+/// `target/<profile>/metastorectl`, next to the test executable that runs.
+///
+/// # Panics
+/// When it was not built: `cargo build -p metastore-ctl`, which `make test` does.
+pub fn metastorectl() -> PathBuf {
+    let program = metastore().with_file_name("metastorectl");
+    assert!(
+        program.is_file(),
+        "{} does not exist: run `cargo build -p metastore-ctl` (or `make test`, which does)",
+        program.display()
+    );
+    program
+}
+
 /// Reads cargo's dependency file beside the program.
 fn first_source_newer_than(program: &Path) -> Option<String> {
     let built = program.metadata().ok()?.modified().ok()?;

@@ -12,3 +12,5 @@ mod debug;
 #[path = "observability/traces.rs"]
 mod traces;
 
+#[path = "observability/control.rs"]
+mod control;
