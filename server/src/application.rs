@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -13,18 +14,22 @@ use metastore_consensus::state_machine::{
     StateMachineError,
 };
 use metastore_proto::error_text::EtcdError;
+use metastore_proto::etcdserverpb::AlarmMember;
 use metastore_proto::internal::{Command, MemberRecord, MembershipCommand, command::Request};
 use metastore_store::engine::{EngineError, SharedEngine, Table};
-use metastore_store::{Applier, CommandResponse, Reader, StoreOptions};
+use metastore_store::{Applier, CommandResponse, CommandResult, Reader, StoreOptions};
 use metastore_watch::{Hub, HubOptions};
 use parking_lot::Mutex;
 use prost::Message;
 
+use crate::alarms::Alarms;
 use crate::applied_position;
 use crate::compaction::Compaction;
 use crate::engines::EngineDirectory;
 use crate::lease_manager::LeaseManager;
 use crate::member_directory::{Directory, MemberDirectory};
+use crate::slow_requests;
+use crate::space::SpaceGauge;
 use crate::waiters::Waiters;
 
 /// Where the applied position stands in [`Table::Meta`].
@@ -40,6 +45,8 @@ pub enum Response {
     Store(CommandResponse),
     /// A member change: the members after it.
     Members(Vec<MemberRecord>),
+    /// An alarm request: the alarms that it was about.
+    Alarms(Vec<AlarmMember>),
     /// A command without an answer of its own.
     Done,
 }
@@ -56,6 +63,12 @@ pub struct Application {
     pub directory: Arc<MemberDirectory>,
     /// Forwarded requests that wait for their apply here.
     pub waiters: Arc<Waiters>,
+    /// What is wrong with the cluster.
+    pub alarms: Alarms,
+    /// How much of the quota is used.
+    pub space: SpaceGauge,
+    /// A command that takes longer to execute is logged.
+    warning_apply_duration: Duration,
     /// The watch hub.
     pub hub: Hub,
     /// Expiry of leases.
@@ -72,16 +85,22 @@ impl Application {
         waiters: Arc<Waiters>,
         leases: Arc<LeaseManager>,
         hub_options: HubOptions,
+        space: SpaceGauge,
+        warning_apply_duration: Duration,
     ) -> Result<Self, EngineError> {
         let engine = engines.open()?;
         let snapshot = engines.newest_snapshot()?;
         let (applier, reader) = open_store(engine)?;
         let applied = read_applied_from(&reader)?;
         leases.load(&reader)?;
+        space.set(reader.logical_bytes());
         Ok(Self {
             member_id,
             directory: Arc::new(MemberDirectory::new(Directory::load(&reader)?)),
             applier: Mutex::new(applier),
+            alarms: Alarms::load(&reader)?,
+            space,
+            warning_apply_duration,
             hub: Hub::new(reader.clone(), hub_options),
             reader: ArcSwap::from_pointee(reader),
             applied: ArcSwap::from_pointee(applied),
@@ -106,12 +125,22 @@ impl Application {
             .map_or(0, |position| position.index + 1)
     }
 
+    /// Brings the gauge of the quota up to date; after a change of the logical size.
+    pub fn note_size(&self) {
+        self.space.set(self.reader.load().logical_bytes());
+    }
+
     fn execute(
         &self,
         applier: &mut Applier,
         command: Command,
         term: u64,
     ) -> Result<Applied, EngineError> {
+        if let Some(request) = &command.request
+            && let Some(refusal) = self.alarms.refusal(request)
+        {
+            return Ok(Err(refusal));
+        }
         let result = match command.request {
             Some(Request::MemberPublish(publish)) => {
                 self.directory.apply_publish(applier, publish);
@@ -129,10 +158,34 @@ impl Application {
                 self.directory.apply_bootstrap(applier, bootstrap);
                 Ok(Response::Done)
             }
-            // Alarms come with a later issue; an entry of one can only be of a newer version.
-            Some(Request::Alarm(_)) | None => Ok(Response::Done),
-            Some(_) => applier.execute(&command, term)?.map(Response::Store),
+            Some(Request::Alarm(request)) => {
+                Ok(Response::Alarms(self.alarms.apply(applier, &request)))
+            }
+            Some(Request::DowngradeInfoSet(set)) => {
+                self.directory.apply_downgrade(applier, set);
+                Ok(Response::Done)
+            }
+            None => Ok(Response::Done),
+            Some(_) => self
+                .execute_store(applier, &command, term)?
+                .map(Response::Store),
         };
+        Ok(result)
+    }
+
+    fn execute_store(
+        &self,
+        applier: &mut Applier,
+        command: &Command,
+        term: u64,
+    ) -> Result<CommandResult, EngineError> {
+        let started = Instant::now();
+        let result = applier.execute(command, term)?;
+        let took = started.elapsed();
+        if took > self.warning_apply_duration {
+            let expected = self.warning_apply_duration;
+            slow_requests::warn_of_command(took, expected, command, &result);
+        }
         Ok(result)
     }
 }
@@ -223,6 +276,11 @@ impl Application {
         drop(applier);
 
         self.applied.store(Arc::new(state));
+        self.note_size();
+        let grew = !committed.events.is_empty() || !committed.lease_changes.is_empty();
+        if grew && !self.alarms.is_full() {
+            self.space.report_if_overfull();
+        }
         self.leases.apply(&committed.lease_changes);
         self.hub.publish(committed.events, committed.revision);
         if compacted {
@@ -271,8 +329,10 @@ impl Application {
         let applied = read_applied_from(&new_reader)?;
         self.directory.replace(Directory::load(&new_reader)?);
         self.leases.load(&new_reader)?;
+        self.alarms.reload(&new_reader)?;
         *applier = new_applier;
         self.reader.store(Arc::new(new_reader.clone()));
+        self.note_size();
         self.applied.store(Arc::new(applied));
         self.hub.replace_reader(new_reader);
         Ok(())

@@ -94,6 +94,7 @@ pub fn run(
                     return;
                 }
             };
+            application.note_size();
             if !more {
                 application
                     .compaction

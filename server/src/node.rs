@@ -22,6 +22,9 @@ use crate::peer_service::{self, Method};
 
 /// Entries that may be committed and not yet applied before new requests are refused.
 const APPLY_BACKLOG_ENTRIES_MAX: u64 = 5000;
+/// The same for revokes of leases when the gate [`PRIORITY_GATE`] is on.
+const PRIORITY_BACKLOG_ENTRIES_MAX: u64 = 2 * APPLY_BACKLOG_ENTRIES_MAX;
+const PRIORITY_GATE: &str = "PriorityRequest";
 /// What gRPC adds to a message of the largest request; etcd's `grpcOverheadBytes`.
 pub const GRPC_OVERHEAD_BYTES: usize = 512 * 1024;
 /// etcd's `ReqTimeout` without the elections: queueing, computation and disk.
@@ -45,6 +48,8 @@ pub struct Node {
     pub stopping: watch::Receiver<bool>,
     /// Since when each other member answers.
     pub peers: PeerActivity,
+    /// Held while this member defragments its store.
+    pub defragmenting: tokio::sync::Mutex<()>,
     status: watch::Receiver<ConsensusStatus>,
     elections: Elections,
 }
@@ -75,6 +80,7 @@ impl Node {
             stopping,
             elections: Elections::default(),
             peers: PeerActivity::default(),
+            defragmenting: tokio::sync::Mutex::default(),
         }
     }
 
@@ -104,6 +110,14 @@ impl Node {
         async move {
             // An error means that the sender is gone: stopped as well.
             let _ = stopping.wait_for(|stopping| *stopping).await.map(|_| ());
+        }
+    }
+
+    /// Waits; false when the server stops meanwhile.
+    pub async fn pause(&self, time: Duration) -> bool {
+        tokio::select! {
+            () = tokio::time::sleep(time) => true,
+            () = self.stopped() => false,
         }
     }
 
@@ -242,15 +256,21 @@ impl Node {
     }
 
     /// Refuses a request when too much is committed and not yet applied.
-    fn admit(&self) -> Result<(), EtcdError> {
+    fn admit(&self, request: &Request) -> Result<(), EtcdError> {
         let backlog = self
             .consensus
             .committed_index()
             .saturating_sub(self.consensus.applied_index());
-        if backlog > APPLY_BACKLOG_ENTRIES_MAX {
-            return Err(EtcdError::RequestTooManyRequests);
+        if backlog <= APPLY_BACKLOG_ENTRIES_MAX {
+            return Ok(());
         }
-        Ok(())
+        // A revoke frees what weighs on an overloaded member.
+        let has_priority = matches!(request, Request::LeaseRevoke(_))
+            && self.config.feature_gates.is_enabled(PRIORITY_GATE);
+        if has_priority && backlog <= PRIORITY_BACKLOG_ENTRIES_MAX {
+            return Ok(());
+        }
+        Err(EtcdError::RequestTooManyRequests)
     }
 
     /// Replicates a client's request and answers with what applying it on this member gave.
@@ -259,7 +279,7 @@ impl Node {
     /// etcd's error of the request itself, or `too many requests`, `request is too large`,
     /// `request timed out…`; after a time-out the outcome is unknown.
     pub async fn propose(&self, request: Request) -> Result<Response, RequestError> {
-        self.admit()?;
+        self.admit(&request)?;
         let request_id = self.application.waiters.next_id();
         let command = Command {
             origin_member: self.member_id,

@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures::Stream;
 use http::{Request, Response};
@@ -20,10 +21,12 @@ use prost::Message;
 use tonic::Status;
 use tonic::server::{Grpc, ServerStreamingService};
 
-use super::unary::{self, ResponseBody};
+use super::unary::{self, CallOptions, ResponseBody};
 use super::{OnLearner, check_call};
 use crate::error::RequestError;
 use crate::node::Node;
+use crate::quota;
+use crate::slow_requests;
 
 /// Keys in the first chunk of a stream; etcd's `initialStreamChunkLimit`.
 const FIRST_CHUNK_KEYS: i64 = 10;
@@ -81,19 +84,25 @@ impl KeyValueService {
     /// As etcd's Range.
     pub async fn range(&self, request: RangeRequest) -> Result<RangeResponse, RequestError> {
         validate::range(&request)?;
+        let started = Instant::now();
         if !request.serializable {
             self.node.linearize().await?;
         }
-        let mut response = self.read(request).await?;
+        let mut response = self.read(&request).await?;
+        let (took, expected) = (started.elapsed(), self.node.config.warning_apply_duration);
+        if took > expected {
+            slow_requests::warn_of_range(took, expected, &request, &response);
+        }
         self.node.fill(&mut response.header);
         Ok(response)
     }
 
-    async fn read(&self, request: RangeRequest) -> Result<RangeResponse, RequestError> {
+    async fn read(&self, request: &RangeRequest) -> Result<RangeResponse, RequestError> {
         let reader = self.node.reader();
-        if is_small(&request) {
-            return Ok(reader.range(&request)?);
+        if is_small(request) {
+            return Ok(reader.range(request)?);
         }
+        let request = request.clone();
         Box::pin(blocking(move || Ok(reader.range(&request)?))).await
     }
 
@@ -102,6 +111,7 @@ impl KeyValueService {
     /// # Errors
     /// As etcd's Put.
     pub async fn put(&self, request: PutRequest) -> Result<PutResponse, RequestError> {
+        self.node.check_quota(quota::put_cost(&request)).await?;
         validate::put(&request)?;
         match self.node.propose_store(Proposal::Put(request)).await? {
             CommandResponse::Put(mut response) => {
@@ -139,13 +149,22 @@ impl KeyValueService {
     /// # Errors
     /// As etcd's Txn.
     pub async fn txn(&self, request: TxnRequest) -> Result<TxnResponse, RequestError> {
+        self.node.check_quota(quota::txn_cost(&request)).await?;
         validate::txn(&request, self.node.config.max_txn_ops)?;
+        let started = Instant::now();
         let mut response = if is_read_only(&request) {
             if !is_serializable(&request) {
                 self.node.linearize().await?;
             }
             let reader = self.node.reader();
-            blocking(move || Ok(reader.read_only_txn(&request)?)).await?
+            let request = Arc::new(request);
+            let shared = Arc::clone(&request);
+            let response = blocking(move || Ok(reader.read_only_txn(&shared)?)).await?;
+            let (took, expected) = (started.elapsed(), self.node.config.warning_apply_duration);
+            if took > expected {
+                slow_requests::warn_of_read_only_txn(took, expected, &request, &response);
+            }
+            response
         } else {
             match self.node.propose_store(Proposal::Txn(request)).await? {
                 CommandResponse::Txn(response) => response,
@@ -232,14 +251,18 @@ fn is_serializable(request: &TxnRequest) -> bool {
 
 impl KeyValueService {
     /// Answers a call of the KV service.
-    pub async fn call(&self, request: Request<Incoming>, method: Method) -> Response<ResponseBody> {
-        let bytes_max = self.node.receive_bytes_max();
+    pub async fn call(
+        &self,
+        request: Request<Incoming>,
+        method: Method,
+        options: CallOptions,
+    ) -> Response<ResponseBody> {
         let node = &self.node;
         match method {
             Method::Range => {
                 unary::serve(
                     request,
-                    bytes_max,
+                    options,
                     |headers, range: RangeRequest| async move {
                         let on_learner = if range.serializable {
                             OnLearner::Allowed
@@ -253,28 +276,28 @@ impl KeyValueService {
                 .await
             }
             Method::Put => {
-                unary::serve(request, bytes_max, |headers, put| async move {
+                unary::serve(request, options, |headers, put| async move {
                     check_call(node, &headers, OnLearner::Refused)?;
                     Ok(self.put(put).await?)
                 })
                 .await
             }
             Method::Txn => {
-                unary::serve(request, bytes_max, |headers, txn| async move {
+                unary::serve(request, options, |headers, txn| async move {
                     check_call(node, &headers, OnLearner::Refused)?;
                     Ok(self.txn(txn).await?)
                 })
                 .await
             }
             Method::DeleteRange => {
-                unary::serve(request, bytes_max, |headers, delete| async move {
+                unary::serve(request, options, |headers, delete| async move {
                     check_call(node, &headers, OnLearner::Refused)?;
                     Ok(self.delete_range(delete).await?)
                 })
                 .await
             }
             Method::Compact => {
-                unary::serve(request, bytes_max, |headers, compaction| async move {
+                unary::serve(request, options, |headers, compaction| async move {
                     check_call(node, &headers, OnLearner::Refused)?;
                     Ok(self.compact(compaction).await?)
                 })
@@ -284,7 +307,7 @@ impl KeyValueService {
                 let streaming = RangeStreaming(self.clone());
                 Box::pin(async move {
                     Grpc::new(SmallBufferCodec::default())
-                        .apply_max_message_size_config(Some(bytes_max), None)
+                        .apply_max_message_size_config(Some(options.bytes_max), None)
                         .server_streaming(streaming, request)
                         .await
                 })

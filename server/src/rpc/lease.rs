@@ -20,6 +20,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{OnLearner, check_call, leader_lost};
 use crate::error::RequestError;
 use crate::node::Node;
+use crate::quota::LEASE_COST;
 
 /// The Lease service of a member.
 #[derive(Clone)]
@@ -41,6 +42,7 @@ impl LeaseService {
         &self,
         mut request: LeaseGrantRequest,
     ) -> Result<LeaseGrantResponse, RequestError> {
+        self.node.check_quota(LEASE_COST).await?;
         while request.id == 0 {
             request.id = rand::rng().random::<i64>() & i64::MAX;
         }
