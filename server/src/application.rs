@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -14,19 +14,25 @@ use metastore_consensus::state_machine::{
     StateMachineError,
 };
 use metastore_proto::error_text::EtcdError;
+use metastore_proto::etcdserverpb::AlarmMember;
 use metastore_proto::internal::{Command, MemberRecord, MembershipCommand, command::Request};
 use metastore_store::engine::{EngineError, SharedEngine, Table};
-use metastore_store::{Applier, CommandResponse, LeaseChange, Reader, StoreCounters, StoreOptions};
+use metastore_store::{
+    Applier, CommandResponse, CommandResult, LeaseChange, Reader, StoreCounters, StoreOptions,
+};
 use metastore_watch::{Hub, HubOptions};
 use parking_lot::Mutex;
 use prost::Message;
 
+use crate::alarms::Alarms;
 use crate::applied_position;
 use crate::compaction::Compaction;
 use crate::engines::EngineDirectory;
 use crate::lease_manager::LeaseManager;
 use crate::member_directory::{Directory, MemberDirectory};
 use crate::observe::metrics::{self, METRICS};
+use crate::slow_requests;
+use crate::space::SpaceGauge;
 use crate::waiters::Waiters;
 
 /// Where the applied position stands in [`Table::Meta`].
@@ -42,6 +48,8 @@ pub enum Response {
     Store(CommandResponse),
     /// A member change: the members after it.
     Members(Vec<MemberRecord>),
+    /// An alarm request: the alarms that it was about.
+    Alarms(Vec<AlarmMember>),
     /// A command without an answer of its own.
     Done,
 }
@@ -60,6 +68,12 @@ pub struct Application {
     pub directory: Arc<MemberDirectory>,
     /// Forwarded requests that wait for their apply here.
     pub waiters: Arc<Waiters>,
+    /// What is wrong with the cluster.
+    pub alarms: Alarms,
+    /// How much of the quota is used.
+    pub space: SpaceGauge,
+    /// A command that takes longer to execute is logged.
+    warning_apply_duration: Duration,
     /// The watch hub.
     pub hub: Hub,
     /// Expiry of leases.
@@ -76,6 +90,8 @@ impl Application {
         waiters: Arc<Waiters>,
         leases: Arc<LeaseManager>,
         hub_options: HubOptions,
+        space: SpaceGauge,
+        warning_apply_duration: Duration,
     ) -> Result<Self, EngineError> {
         let engine = engines.open()?;
         let snapshot = engines.newest_snapshot()?;
@@ -83,10 +99,14 @@ impl Application {
         let (applier, reader) = open_store(engine, &counters)?;
         let applied = read_applied_from(&reader)?;
         leases.load(&reader)?;
+        space.set(reader.logical_bytes());
         Ok(Self {
             member_id,
             directory: Arc::new(MemberDirectory::new(Directory::load(&reader)?)),
             applier: Mutex::new(applier),
+            alarms: Alarms::load(&reader)?,
+            space,
+            warning_apply_duration,
             hub: Hub::new(reader.clone(), hub_options),
             reader: ArcSwap::from_pointee(reader),
             applied: ArcSwap::from_pointee(applied),
@@ -112,12 +132,22 @@ impl Application {
             .map_or(0, |position| position.index + 1)
     }
 
+    /// Brings the gauge of the quota up to date; after a change of the logical size.
+    pub fn note_size(&self) {
+        self.space.set(self.reader.load().logical_bytes());
+    }
+
     fn execute(
         &self,
         applier: &mut Applier,
         command: Command,
         term: u64,
     ) -> Result<Applied, EngineError> {
+        if let Some(request) = &command.request
+            && let Some(refusal) = self.alarms.refusal(request)
+        {
+            return Ok(Err(refusal));
+        }
         let result = match command.request {
             Some(Request::MemberPublish(publish)) => {
                 self.directory.apply_publish(applier, publish);
@@ -135,10 +165,34 @@ impl Application {
                 self.directory.apply_bootstrap(applier, bootstrap);
                 Ok(Response::Done)
             }
-            // Alarms come with a later issue; an entry of one can only be of a newer version.
-            Some(Request::Alarm(_)) | None => Ok(Response::Done),
-            Some(_) => applier.execute(&command, term)?.map(Response::Store),
+            Some(Request::Alarm(request)) => {
+                Ok(Response::Alarms(self.alarms.apply(applier, &request)))
+            }
+            Some(Request::DowngradeInfoSet(set)) => {
+                self.directory.apply_downgrade(applier, set);
+                Ok(Response::Done)
+            }
+            None => Ok(Response::Done),
+            Some(_) => self
+                .execute_store(applier, &command, term)?
+                .map(Response::Store),
         };
+        Ok(result)
+    }
+
+    fn execute_store(
+        &self,
+        applier: &mut Applier,
+        command: &Command,
+        term: u64,
+    ) -> Result<CommandResult, EngineError> {
+        let started = Instant::now();
+        let result = applier.execute(command, term)?;
+        let took = started.elapsed();
+        if took > self.warning_apply_duration {
+            let expected = self.warning_apply_duration;
+            slow_requests::warn_of_command(took, expected, command, &result);
+        }
         Ok(result)
     }
 }
@@ -237,6 +291,11 @@ impl Application {
             .observe(started.elapsed().as_secs_f64());
 
         self.applied.store(Arc::new(state));
+        self.note_size();
+        let grew = !committed.events.is_empty() || !committed.lease_changes.is_empty();
+        if grew && !self.alarms.is_full() {
+            self.space.report_if_overfull();
+        }
         self.leases.apply(&committed.lease_changes);
         count_leases(&committed.lease_changes);
         self.hub.publish(committed.events, committed.revision);
@@ -293,8 +352,10 @@ impl Application {
         let applied = read_applied_from(&new_reader)?;
         self.directory.replace(Directory::load(&new_reader)?);
         self.leases.load(&new_reader)?;
+        self.alarms.reload(&new_reader)?;
         *applier = new_applier;
         self.reader.store(Arc::new(new_reader.clone()));
+        self.note_size();
         self.applied.store(Arc::new(applied));
         self.hub.replace_reader(new_reader);
         Ok(())

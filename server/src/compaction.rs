@@ -100,6 +100,7 @@ pub fn run(
             METRICS
                 .compaction_pause_milliseconds
                 .observe(step_started.elapsed().as_millis() as f64);
+            application.note_size();
             if !more {
                 METRICS
                     .compaction_total_milliseconds

@@ -4,7 +4,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use metastore_proto::error_text::EtcdError;
-use metastore_proto::etcdserverpb::{LeaseTimeToLiveRequest, LeaseTimeToLiveResponse};
+use metastore_proto::etcdserverpb::{
+    LeaseCheckpoint, LeaseCheckpointRequest, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
+};
+use metastore_proto::internal::command::Request;
 use prost::Message;
 
 use crate::error::RequestError;
@@ -18,6 +21,9 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 /// `applyTimeout`.
 const APPLY_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// The gate without which a renewal waits until everything committed is applied.
+const FAST_KEEP_ALIVE_GATE: &str = "FastLeaseKeepAlive";
+
 impl Node {
     /// Renews a lease here; the new TTL in seconds, 0 for a lease that does not exist. `None`: this
     /// member does not lead, or cannot be sure that it still does.
@@ -26,6 +32,10 @@ impl Node {
     /// `request timed out, waiting for the applied index took too long`.
     pub async fn renew_lease_as_leader(&self, id: i64) -> Result<Option<i64>, EtcdError> {
         let mut caught_up = false;
+        if self.is_leader() && !self.config.feature_gates.is_enabled(FAST_KEEP_ALIVE_GATE) {
+            self.catch_up().await?;
+            caught_up = true;
+        }
         loop {
             // The contact clock makes `leader` empty when no quorum answered within an election
             // time-out, so a cut-off leader stops promising lives that it cannot keep.
@@ -42,8 +52,24 @@ impl Node {
                 }
                 Renewed::Ttl(ttl) => return Ok(Some(ttl)),
                 Renewed::Expired => gone.await,
+                // A later leader would believe the checkpoint and end the lease too early.
+                Renewed::ClearCheckpointFirst => self.clear_checkpoint(id).await?,
                 Renewed::NotLeader => return Ok(None),
             }
+        }
+    }
+
+    async fn clear_checkpoint(&self, id: i64) -> Result<(), EtcdError> {
+        let request = LeaseCheckpointRequest {
+            checkpoints: vec![LeaseCheckpoint {
+                id,
+                remaining_ttl: 0,
+            }],
+        };
+        match self.propose(Request::LeaseCheckpoint(request)).await {
+            Ok(_) => Ok(()),
+            Err(RequestError::Etcd(error)) => Err(error),
+            Err(_) => Err(EtcdError::Timeout),
         }
     }
 

@@ -202,6 +202,7 @@ impl Node {
                 self.check_may_promote(*id)?;
                 MembershipChange::Promote(*id)
             }
+            Change::ForceSingle(_) => return Err(EtcdError::MemberNotFound.into()),
         };
         self.application
             .directory

@@ -24,6 +24,9 @@ use crate::peer_service::{self, Method};
 
 /// Entries that may be committed and not yet applied before new requests are refused.
 const APPLY_BACKLOG_ENTRIES_MAX: u64 = 5000;
+/// The same for revokes of leases when the gate [`PRIORITY_GATE`] is on.
+const PRIORITY_BACKLOG_ENTRIES_MAX: u64 = 2 * APPLY_BACKLOG_ENTRIES_MAX;
+const PRIORITY_GATE: &str = "PriorityRequest";
 /// What gRPC adds to a message of the largest request; etcd's `grpcOverheadBytes`.
 pub const GRPC_OVERHEAD_BYTES: usize = 512 * 1024;
 /// etcd's `ReqTimeout` without the elections: queueing, computation and disk.
@@ -47,6 +50,8 @@ pub struct Node {
     pub stopping: watch::Receiver<bool>,
     /// Since when each other member answers.
     pub peers: PeerActivity,
+    /// Held while this member defragments its store.
+    pub defragmenting: tokio::sync::Mutex<()>,
     status: watch::Receiver<ConsensusStatus>,
     elections: Elections,
 }
@@ -103,6 +108,7 @@ impl Node {
             stopping,
             elections: Elections::default(),
             peers: PeerActivity::default(),
+            defragmenting: tokio::sync::Mutex::default(),
         }
     }
 
@@ -132,6 +138,14 @@ impl Node {
         async move {
             // An error means that the sender is gone: stopped as well.
             let _ = stopping.wait_for(|stopping| *stopping).await.map(|_| ());
+        }
+    }
+
+    /// Waits; false when the server stops meanwhile.
+    pub async fn pause(&self, time: Duration) -> bool {
+        tokio::select! {
+            () = tokio::time::sleep(time) => true,
+            () = self.stopped() => false,
         }
     }
 
@@ -274,15 +288,21 @@ impl Node {
     }
 
     /// Refuses a request when too much is committed and not yet applied.
-    fn admit(&self) -> Result<(), EtcdError> {
+    fn admit(&self, request: &Request) -> Result<(), EtcdError> {
         let backlog = self
             .consensus
             .committed_index()
             .saturating_sub(self.consensus.applied_index());
-        if backlog > APPLY_BACKLOG_ENTRIES_MAX {
-            return Err(EtcdError::RequestTooManyRequests);
+        if backlog <= APPLY_BACKLOG_ENTRIES_MAX {
+            return Ok(());
         }
-        Ok(())
+        // A revoke frees what weighs on an overloaded member.
+        let has_priority = matches!(request, Request::LeaseRevoke(_))
+            && self.config.feature_gates.is_enabled(PRIORITY_GATE);
+        if has_priority && backlog <= PRIORITY_BACKLOG_ENTRIES_MAX {
+            return Ok(());
+        }
+        Err(EtcdError::RequestTooManyRequests)
     }
 
     /// Replicates a client's request and answers with what applying it on this member gave.
@@ -291,7 +311,7 @@ impl Node {
     /// etcd's error of the request itself, or `too many requests`, `request is too large`,
     /// `request timed out…`; after a time-out the outcome is unknown.
     pub async fn propose(&self, request: Request) -> Result<Response, RequestError> {
-        self.admit()?;
+        self.admit(&request)?;
         let kind = metrics::request_kind(&request);
         let started = Instant::now();
         let result = self.replicate(request, started).await;

@@ -15,7 +15,7 @@ pub struct Command {
     pub auth_revision: u64,
     #[prost(
         oneof = "command::Request",
-        tags = "10, 11, 12, 13, 14, 15, 16, 17, 20, 21, 22, 23"
+        tags = "10, 11, 12, 13, 14, 15, 16, 17, 20, 21, 22, 23, 24"
     )]
     pub request: ::core::option::Option<command::Request>,
 }
@@ -48,6 +48,8 @@ pub mod command {
         /// The members that a static bootstrap starts with; ignored when the directory is not empty.
         #[prost(message, tag = "23")]
         Bootstrap(super::Bootstrap),
+        #[prost(message, tag = "24")]
+        DowngradeInfoSet(super::DowngradeInfoSet),
     }
 }
 /// Revokes a lease, for a client or because it expired.
@@ -84,6 +86,15 @@ pub struct ClusterVersionSet {
     #[prost(string, tag = "1")]
     pub version: ::prost::alloc::string::String,
 }
+/// Begins or ends a downgrade of the cluster.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DowngradeInfoSet {
+    #[prost(bool, tag = "1")]
+    pub enabled: bool,
+    /// The version to go back to, "major.minor.0"; empty when not enabled.
+    #[prost(string, tag = "2")]
+    pub target_version: ::prost::alloc::string::String,
+}
 /// One member of the cluster as the replicated directory holds it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MemberRecord {
@@ -106,7 +117,7 @@ pub struct MembershipCommand {
     pub origin_member: u64,
     #[prost(uint64, tag = "2")]
     pub request_id: u64,
-    #[prost(oneof = "membership_command::Change", tags = "10, 11, 12")]
+    #[prost(oneof = "membership_command::Change", tags = "10, 11, 12, 13")]
     pub change: ::core::option::Option<membership_command::Change>,
 }
 /// Nested message and enum types in `MembershipCommand`.
@@ -120,6 +131,9 @@ pub mod membership_command {
         Remove(u64),
         #[prost(uint64, tag = "12")]
         Promote(u64),
+        /// Makes this member the only one, for a cluster that lost its majority (--force-new-cluster).
+        #[prost(uint64, tag = "13")]
+        ForceSingle(u64),
     }
 }
 /// The first members of a cluster, from the flags of a static bootstrap.

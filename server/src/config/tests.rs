@@ -317,11 +317,7 @@ tls-max-version: 'TLS1.3'
         .filter(|notice| notice.message.contains("has no effect yet"))
         .map(|notice| notice.message.as_str())
         .collect();
-    assert_eq!(
-        later.len(),
-        2,
-        "auto-compaction-retention and enable-pprof: {later:?}"
-    );
+    assert_eq!(later.len(), 1, "enable-pprof: {later:?}");
     assert!(
         !notices
             .iter()

@@ -90,6 +90,16 @@ pub struct Config {
     pub warning_unary_request_duration: Duration,
     /// `--feature-gates`.
     pub feature_gates: FeatureGates,
+    /// `--force-new-cluster`.
+    pub force_new_cluster: bool,
+    /// `--corrupt-check-time`; nothing means never.
+    pub corrupt_check_time: Option<Duration>,
+    /// `--compact-hash-check-time`, never 0.
+    pub compact_hash_check_time: Duration,
+    /// `--downgrade-check-time`; nothing means never.
+    pub downgrade_check_time: Option<Duration>,
+    /// `--bootstrap-defrag-threshold-megabytes`; 0 means never.
+    pub bootstrap_defrag_threshold_megabytes: u64,
 
     /// `--enable-pprof`.
     pub enable_pprof: bool,
@@ -231,6 +241,12 @@ impl Config {
             enable_pprof: settings.boolean("enable-pprof"),
             traces,
             extensive_metrics: settings.text("metrics") == "extensive",
+            force_new_cluster: settings.boolean("force-new-cluster"),
+            corrupt_check_time: nonzero("corrupt-check-time"),
+            compact_hash_check_time: duration("compact-hash-check-time"),
+            downgrade_check_time: nonzero("downgrade-check-time"),
+            bootstrap_defrag_threshold_megabytes: settings
+                .unsigned("bootstrap-defrag-threshold-megabytes"),
             log,
             engine: match settings.text("engine").as_str() {
                 "memory" => Engine::Memory,

@@ -474,7 +474,7 @@ fn check_supported(
             }
         }
     }
-    for gate in settings.gates().changed() {
+    for gate in settings.gates().changed_without_effect() {
         notices.push(Notice::info("feature gate is accepted and has no effect").with("gate", gate));
     }
     if settings

@@ -135,7 +135,9 @@ impl HttpService {
         let body = format!(
             r#"{{"etcdserver":"{}","etcdcluster":"{cluster}","storage":"{}"}}"#,
             version::ETCD_VERSION,
-            version::STORAGE_VERSION
+            directory
+                .storage_version()
+                .map_or_else(|| "unknown".to_owned(), |version| version.to_string())
         );
         text(StatusCode::OK, "application/json", body)
     }
@@ -168,7 +170,23 @@ impl HttpService {
 
     async fn health(&self, request: &Request<Incoming>) -> Answer {
         let serializable = query_flag(request, "serializable", "true");
-        let reason = if !serializable && self.node.leader().is_none() {
+        let alarm = self
+            .node
+            .application
+            .alarms
+            .list(0)
+            .into_iter()
+            .find(|alarm| {
+                let name = alarm.alarm().as_str_name();
+                !query_flag(request, "exclude", name)
+            });
+        let reason = if let Some(alarm) = alarm {
+            tracing::warn!(
+                alarm = crate::alarms::text(&alarm),
+                "serving /health false due to an alarm"
+            );
+            Some(format!("ALARM {}", alarm.alarm().as_str_name()))
+        } else if !serializable && self.node.leader().is_none() {
             Some("RAFT NO LEADER".to_owned())
         } else if serializable {
             None

@@ -346,7 +346,7 @@ fn short_caller(caller: &str) -> &str {
 }
 
 /// UTC in the layout `2006-01-02T15:04:05.000000Z`, which etcd's parsers read.
-pub(super) fn timestamp(now: SystemTime) -> String {
+pub(crate) fn timestamp(now: SystemTime) -> String {
     let since = now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     let seconds = since.as_secs();
     let (year, month, day) = civil_date(seconds / 86_400);

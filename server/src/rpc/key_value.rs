@@ -22,13 +22,15 @@ use prost::Message;
 use tonic::Status;
 use tonic::server::{Grpc, ServerStreamingService};
 
-use super::unary::{self, ResponseBody};
+use super::unary::{self, CallOptions, ResponseBody};
 use super::{OnLearner, check_call, check_stream};
 use crate::error::RequestError;
 use crate::node::Node;
 use crate::observe::metrics::grpc::{self, method};
 use crate::observe::metrics::{METRICS, RANGE, READ_ONLY_TXN};
 use crate::observe::traces;
+use crate::quota;
+use crate::slow_requests;
 
 /// Keys in the first chunk of a stream; etcd's `initialStreamChunkLimit`.
 const FIRST_CHUNK_KEYS: i64 = 10;
@@ -88,31 +90,41 @@ impl KeyValueService {
         validate::range(&request)?;
         let started = Instant::now();
         let attributes = range_attributes(&request);
-        let result = traces::in_span("range", attributes, self.range_checked(request)).await;
+        let answer = self.range_checked(request, started);
+        let result = traces::in_span("range", attributes, answer).await;
         METRICS
             .request_duration
             .observe(RANGE, result.is_ok(), started.elapsed().as_secs_f64());
         result
     }
 
-    async fn range_checked(&self, request: RangeRequest) -> Result<RangeResponse, RequestError> {
+    async fn range_checked(
+        &self,
+        request: RangeRequest,
+        started: Instant,
+    ) -> Result<RangeResponse, RequestError> {
         if !request.serializable {
             self.node.linearize().await?;
         }
-        let started = Instant::now();
-        let result = self.read(request).await;
+        let reading = Instant::now();
+        let result = self.read(&request).await;
         METRICS.range_duration[usize::from(result.is_ok())]
-            .observe(started.elapsed().as_secs_f64());
+            .observe(reading.elapsed().as_secs_f64());
         let mut response = result?;
+        let (took, expected) = (started.elapsed(), self.node.config.warning_apply_duration);
+        if took > expected {
+            slow_requests::warn_of_range(took, expected, &request, &response);
+        }
         self.node.fill(&mut response.header);
         Ok(response)
     }
 
-    async fn read(&self, request: RangeRequest) -> Result<RangeResponse, RequestError> {
+    async fn read(&self, request: &RangeRequest) -> Result<RangeResponse, RequestError> {
         let reader = self.node.reader();
-        if is_small(&request) {
-            return Ok(reader.range(&request)?);
+        if is_small(request) {
+            return Ok(reader.range(request)?);
         }
+        let request = request.clone();
         Box::pin(blocking(move || Ok(reader.range(&request)?))).await
     }
 
@@ -121,6 +133,7 @@ impl KeyValueService {
     /// # Errors
     /// As etcd's Put.
     pub async fn put(&self, request: PutRequest) -> Result<PutResponse, RequestError> {
+        self.node.check_quota(quota::put_cost(&request)).await?;
         validate::put(&request)?;
         let key = traces::is_on().then(|| traces::text(&request.key));
         let attributes = || vec![KeyValue::new("key", key.unwrap_or_default())];
@@ -164,6 +177,7 @@ impl KeyValueService {
     /// # Errors
     /// As etcd's Txn.
     pub async fn txn(&self, request: TxnRequest) -> Result<TxnResponse, RequestError> {
+        self.node.check_quota(quota::txn_cost(&request)).await?;
         validate::txn(&request, self.node.config.max_txn_ops)?;
         let attributes = traces::is_on().then(|| txn_attributes(&request));
         let answer = self.txn_checked(request);
@@ -171,19 +185,27 @@ impl KeyValueService {
     }
 
     async fn txn_checked(&self, request: TxnRequest) -> Result<TxnResponse, RequestError> {
+        let started = Instant::now();
         let mut response = if is_read_only(&request) {
             if !is_serializable(&request) {
                 self.node.linearize().await?;
             }
             let reader = self.node.reader();
-            let started = Instant::now();
-            let result = blocking(move || Ok(reader.read_only_txn(&request)?)).await;
+            let request = Arc::new(request);
+            let shared = Arc::clone(&request);
+            let reading = Instant::now();
+            let result = blocking(move || Ok(reader.read_only_txn(&shared)?)).await;
             METRICS.request_duration.observe(
                 READ_ONLY_TXN,
                 result.is_ok(),
-                started.elapsed().as_secs_f64(),
+                reading.elapsed().as_secs_f64(),
             );
-            result?
+            let response = result?;
+            let (took, expected) = (started.elapsed(), self.node.config.warning_apply_duration);
+            if took > expected {
+                slow_requests::warn_of_read_only_txn(took, expected, &request, &response);
+            }
+            response
         } else {
             match self.node.propose_store(Proposal::Txn(request)).await? {
                 CommandResponse::Txn(response) => response,
@@ -325,15 +347,19 @@ fn is_serializable(request: &TxnRequest) -> bool {
 
 impl KeyValueService {
     /// Answers a call of the KV service.
-    pub async fn call(&self, request: Request<Incoming>, method: Method) -> Response<ResponseBody> {
-        let bytes_max = self.node.receive_bytes_max();
+    pub async fn call(
+        &self,
+        request: Request<Incoming>,
+        method: Method,
+        options: CallOptions,
+    ) -> Response<ResponseBody> {
         let node = &self.node;
         match method {
             Method::Range => {
                 unary::serve(
                     &method::RANGE,
                     request,
-                    bytes_max,
+                    options,
                     |headers, range: RangeRequest| async move {
                         let on_learner = if range.serializable {
                             OnLearner::Allowed
@@ -347,34 +373,24 @@ impl KeyValueService {
                 .await
             }
             Method::Put => {
-                unary::serve(
-                    &method::PUT,
-                    request,
-                    bytes_max,
-                    |headers, put| async move {
-                        check_call(node, &headers, OnLearner::Refused)?;
-                        Ok(self.put(put).await?)
-                    },
-                )
+                unary::serve(&method::PUT, request, options, |headers, put| async move {
+                    check_call(node, &headers, OnLearner::Refused)?;
+                    Ok(self.put(put).await?)
+                })
                 .await
             }
             Method::Txn => {
-                unary::serve(
-                    &method::TXN,
-                    request,
-                    bytes_max,
-                    |headers, txn| async move {
-                        check_call(node, &headers, OnLearner::Refused)?;
-                        Ok(self.txn(txn).await?)
-                    },
-                )
+                unary::serve(&method::TXN, request, options, |headers, txn| async move {
+                    check_call(node, &headers, OnLearner::Refused)?;
+                    Ok(self.txn(txn).await?)
+                })
                 .await
             }
             Method::DeleteRange => {
                 unary::serve(
                     &method::DELETE_RANGE,
                     request,
-                    bytes_max,
+                    options,
                     |headers, delete| async move {
                         check_call(node, &headers, OnLearner::Refused)?;
                         Ok(self.delete_range(delete).await?)
@@ -386,7 +402,7 @@ impl KeyValueService {
                 unary::serve(
                     &method::COMPACT,
                     request,
-                    bytes_max,
+                    options,
                     |headers, compaction| async move {
                         check_call(node, &headers, OnLearner::Refused)?;
                         Ok(self.compact(compaction).await?)
@@ -398,7 +414,7 @@ impl KeyValueService {
                 let streaming = RangeStreaming(self.clone());
                 let answer = grpc::observe(&method::RANGE_STREAM, request, |request| async move {
                     Grpc::new(SmallBufferCodec::default())
-                        .apply_max_message_size_config(Some(bytes_max), None)
+                        .apply_max_message_size_config(Some(options.bytes_max), None)
                         .server_streaming(streaming, request)
                         .await
                 });

@@ -23,6 +23,7 @@ use crate::error::RequestError;
 use crate::node::Node;
 use crate::observe::metrics::METRICS;
 use crate::observe::traces;
+use crate::quota::LEASE_COST;
 
 /// The Lease service of a member.
 #[derive(Clone)]
@@ -44,6 +45,7 @@ impl LeaseService {
         &self,
         mut request: LeaseGrantRequest,
     ) -> Result<LeaseGrantResponse, RequestError> {
+        self.node.check_quota(LEASE_COST).await?;
         while request.id == 0 {
             request.id = rand::rng().random::<i64>() & i64::MAX;
         }

@@ -4,8 +4,10 @@
 //! errors of the framing itself (too large, compressed) get the codes and texts that grpc-go sends.
 //! Streams and rare calls use tonic.
 
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
@@ -17,6 +19,7 @@ use prost::encoding::{DecodeContext, WireType, decode_key, skip_field};
 use tonic::{Code, Status};
 
 use crate::observe::metrics::grpc::{AnswerBody, Call, Method};
+use crate::slow_requests::{self, Loggable, RequestStats};
 
 /// Flag and length in front of each message.
 const PREFIX_BYTES: usize = 5;
@@ -194,20 +197,31 @@ fn encode<A: Message>(answer: &A) -> Bytes {
     bytes.freeze()
 }
 
+/// What every call of a connection is served with.
+#[derive(Clone, Copy, Debug)]
+pub struct CallOptions {
+    /// The largest message.
+    pub bytes_max: usize,
+    /// A call that takes longer is logged.
+    pub warning_duration: Duration,
+    /// Who called.
+    pub remote: Option<SocketAddr>,
+}
+
 /// Serves one call: reads and decodes the request, runs the handler, frames its answer.
 pub async fn serve<Q, A, F>(
     method: &'static Method,
     request: Request<Incoming>,
-    bytes_max: usize,
+    options: CallOptions,
     handler: impl FnOnce(HeaderMap, Q) -> F,
 ) -> Response<ResponseBody>
 where
-    Q: Message + Default,
+    Q: Message + Default + Loggable<A>,
     A: Message,
     F: Future<Output = Result<A, Status>>,
 {
     let (parts, body) = request.into_parts();
-    let message = match read_message(body, bytes_max).await {
+    let message = match read_message(body, options.bytes_max).await {
         Ok(message) => message,
         Err(status) => return failure(status),
     };
@@ -222,9 +236,13 @@ where
     // As in grpc-go, a request that cannot be read is no call.
     let mut call = Call::start(method, &parts.headers);
     call.received(1, message.len());
-    // Its memory is the request's from here on.
-    drop(message);
-    match call.run(handler(parts.headers, request)).await {
+    let started = Instant::now();
+    let answer = call.run(handler(parts.headers, request)).await;
+    let took = started.elapsed();
+    if took > options.warning_duration {
+        log_slow::<Q, A>(&message, answer.as_ref().ok(), took, options.remote);
+    }
+    match answer {
         Ok(answer) => {
             let answer = encode(&answer);
             call.sent(1, answer.len() - PREFIX_BYTES);
@@ -236,6 +254,19 @@ where
             failure(status)
         }
     }
+}
+
+/// Logs a slow call. The handler has consumed the request, so it is decoded once more.
+#[cold]
+fn log_slow<Q, A>(message: &Bytes, answer: Option<&A>, took: Duration, remote: Option<SocketAddr>)
+where
+    Q: Message + Default + Loggable<A>,
+{
+    let stats = match Q::decode(message.clone()) {
+        Ok(request) => request.stats(answer),
+        Err(_) => RequestStats::UNKNOWN,
+    };
+    slow_requests::warn_of_unary(Q::METHOD, remote, took, &stats);
 }
 
 #[cfg(test)]

@@ -66,8 +66,14 @@ const COMMANDS: &[(&str, &str)] = &[
     ("get p/ --prefix --stream -w json", ""),
     ("get", ""),
     ("get p/1 --nonsense", ""),
-    ("txn", "mod(\"p/1\") > \"0\"\n\nput p/1 \"over wrote\"\nget p/1\n\nput p/1 no\n\n"),
-    ("txn -w json", "ver(\"p/2\") = \"9\"\nval(\"p/2\") != \"2\"\n\nput p/2 no\n\ndel p/2 --prev-kv\nget p/ --prefix\n\n"),
+    (
+        "txn",
+        "mod(\"p/1\") > \"0\"\n\nput p/1 \"over wrote\"\nget p/1\n\nput p/1 no\n\n",
+    ),
+    (
+        "txn -w json",
+        "ver(\"p/2\") = \"9\"\nval(\"p/2\") != \"2\"\n\nput p/2 no\n\ndel p/2 --prev-kv\nget p/ --prefix\n\n",
+    ),
     ("txn -w fields", "\nput p/4 4\nget p/4\ndel p/4\n\n\n"),
     ("txn -i", "create(\"none\") = \"0\"\n\nput p/5 5\n\n\n"),
     ("txn", "nonsense\n\n\n\n"),
@@ -133,9 +139,15 @@ const COMMANDS: &[(&str, &str)] = &[
     ("member promote 1", ""),
     ("member update 1 --peer-urls=http://127.0.0.1:1", ""),
     ("member update {member} --peer-urls=http://127.0.0.1:1", ""),
-    ("member update {member} --peer-urls=http://127.0.0.1:2 -w json", ""),
+    (
+        "member update {member} --peer-urls=http://127.0.0.1:2 -w json",
+        "",
+    ),
     ("member update {member}", ""),
-    ("member add learning --learner --peer-urls=http://127.0.0.1:3", ""),
+    (
+        "member add learning --learner --peer-urls=http://127.0.0.1:3",
+        "",
+    ),
     ("endpoint health", ""),
     ("endpoint health -w json", ""),
     ("endpoint health -w fields", ""),
@@ -176,7 +188,10 @@ const COMMANDS: &[(&str, &str)] = &[
     ("elect", ""),
     ("elect -l name proposal", ""),
     ("make-mirror", ""),
-    ("make-mirror --no-dest-prefix --dest-prefix=x 127.0.0.1:1", ""),
+    (
+        "make-mirror --no-dest-prefix --dest-prefix=x 127.0.0.1:1",
+        "",
+    ),
     ("check perf --load=nonsense", ""),
     ("watch", ""),
     ("watch foo --", ""),
@@ -189,7 +204,10 @@ const COMMANDS: &[(&str, &str)] = &[
     ("role grant-permission reader read foo", ""),
     ("role grant-permission reader readwrite bar baz", ""),
     ("role grant-permission reader write pre --prefix", ""),
-    ("role grant-permission reader read from --from-key -w json", ""),
+    (
+        "role grant-permission reader read from --from-key -w json",
+        "",
+    ),
     ("role grant-permission reader read {empty} --prefix", ""),
     ("role grant-permission reader nonsense foo", ""),
     ("role grant-permission reader read", ""),
@@ -299,8 +317,14 @@ impl Control {
         {
             self.lease = id.to_owned();
         }
-        let code = output.status.code().map_or("signal".into(), |code| code.to_string());
-        format!("{}exit code {code}\n", self.normalise(line, &stdout, &folder))
+        let code = output
+            .status
+            .code()
+            .map_or("signal".into(), |code| code.to_string());
+        format!(
+            "{}exit code {code}\n",
+            self.normalise(line, &stdout, &folder)
+        )
     }
 
     fn normalise(&self, line: &str, stdout: &str, folder: &str) -> String {
@@ -318,14 +342,24 @@ impl Control {
                 .replace(&lease.to_string(), "<lease>");
         }
         // Random ids, times and what depends on the length of an id or of a port.
-        let shapes_only = ["lease grant 60", "lock name echo", "member add learning", "-w protobuf"];
+        let shapes_only = [
+            "lease grant 60",
+            "lock name echo",
+            "member add learning",
+            "-w protobuf",
+        ];
         if shapes_only.iter().any(|shape| line.contains(shape)) {
             return shape(&text);
         }
-        let fleeting = ["took", "Took", "dbSize", "DBSize", "peerURLs", "PeerURL", "-w table"];
+        let fleeting = [
+            "took", "Took", "dbSize", "DBSize", "peerURLs", "PeerURL", "-w table",
+        ];
         text.split_inclusive('\n')
             .map(|part| {
-                if fleeting.iter().any(|word| part.contains(word) || line.contains(word)) {
+                if fleeting
+                    .iter()
+                    .any(|word| part.contains(word) || line.contains(word))
+                {
                     shape(part)
                 } else if line.starts_with("endpoint status") || line.starts_with("member list") {
                     shape(part)
@@ -374,7 +408,10 @@ async fn metastorectl_shows_what_etcdctl_shows() {
     // Commands that etcdctl ends by a panic of its own or by texts of Go's parser are not compared;
     // these say something of the program itself.
     let own = BTreeMap::from([("version", "a third line"), ("unknown-command", "a hint")]);
-    let members = [Member::start(Program::Etcd).await, Member::start(Program::Etcd).await];
+    let members = [
+        Member::start(Program::Etcd).await,
+        Member::start(Program::Etcd).await,
+    ];
     let mut wanted = Control::new(tool("etcdctl"), &members[0]).await;
     let mut got = Control::new(metastorectl(), &members[1]).await;
     let mut report = String::new();
@@ -388,7 +425,10 @@ async fn metastorectl_shows_what_etcdctl_shows() {
                 .collect();
         }
         if wanted != got {
-            let _ = writeln!(report, "\n== {line}\netcdctl:      {wanted}\nmetastorectl: {got}");
+            let _ = writeln!(
+                report,
+                "\n== {line}\netcdctl:      {wanted}\nmetastorectl: {got}"
+            );
         }
     }
     assert!(report.is_empty(), "{report}");
@@ -451,11 +491,24 @@ async fn metastorectl_watches_locks_elects_and_keeps_alive() {
     let client = member.client();
     client.put("w/a", "1").await.unwrap();
 
-    let watch = Running::start(&endpoint, &["watch", "--prefix", "w/", "--rev=1", "--prev-kv"]);
-    assert_eq!([watch.line(), watch.line(), watch.line()], ["PUT", "w/a", "1"]);
+    let watch = Running::start(
+        &endpoint,
+        &["watch", "--prefix", "w/", "--rev=1", "--prev-kv"],
+    );
+    assert_eq!(
+        [watch.line(), watch.line(), watch.line()],
+        ["PUT", "w/a", "1"]
+    );
     let exec = Running::start(
         &endpoint,
-        &["watch", "w/a", "--", "sh", "-c", "echo run $ETCD_WATCH_EVENT_TYPE $ETCD_WATCH_VALUE"],
+        &[
+            "watch",
+            "w/a",
+            "--",
+            "sh",
+            "-c",
+            "echo run $ETCD_WATCH_EVENT_TYPE $ETCD_WATCH_VALUE",
+        ],
     );
     let mut interactive = Running::start(&endpoint, &["watch", "-i"]);
     let stdin = interactive.child.stdin.as_mut().unwrap();
@@ -464,7 +517,10 @@ async fn metastorectl_watches_locks_elects_and_keeps_alive() {
     assert_eq!(lines, ["PUT", "w/a", "1"]);
     // The watch without a revision may not have begun: written until it shows something.
     eventually("the command runs", LIMIT, || async {
-        client.put("w/a", "2").await.map_err(|error| error.to_string())?;
+        client
+            .put("w/a", "2")
+            .await
+            .map_err(|error| error.to_string())?;
         let next = exec.lines.recv_timeout(Duration::from_millis(200));
         next.map(drop).map_err(|error| error.to_string())
     })
@@ -514,7 +570,14 @@ async fn metastorectl_mirrors_into_another_store() {
     }
     let _mirror = Running::start(
         &source.address(),
-        &["make-mirror", "--prefix", "m/", "--dest-prefix", "copy/", &target.address()],
+        &[
+            "make-mirror",
+            "--prefix",
+            "m/",
+            "--dest-prefix",
+            "copy/",
+            &target.address(),
+        ],
     );
     let wait_for = async |key: &'static str, value: &'static str| {
         let client = target.client();

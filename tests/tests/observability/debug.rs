@@ -60,10 +60,11 @@ async fn the_log_goes_to_a_file_that_rotates() {
             "--log-rotation-config-json={\"maxsize\": true}",
         ],
     ] {
-        let builder = flags.iter().fold(
-            MemberBuilder::new(Program::MetaStore),
-            |builder, flag| builder.flag(*flag),
-        );
+        let builder = flags
+            .iter()
+            .fold(MemberBuilder::new(Program::MetaStore), |builder, flag| {
+                builder.flag(*flag)
+            });
         let (status, log) = builder.run_to_end().await;
         assert!(!status.success(), "{flags:?}");
         assert!(log.contains("log"), "{log}");

@@ -159,7 +159,9 @@ async fn collector() -> (String, Received) {
                             .body(())
                             .unwrap();
                         let mut stream = respond.send_response(head, false).unwrap();
-                        stream.send_data(Bytes::from_static(&[0; 5]), false).unwrap();
+                        stream
+                            .send_data(Bytes::from_static(&[0; 5]), false)
+                            .unwrap();
                         let mut trailers = http::HeaderMap::new();
                         trailers.insert("grpc-status", "0".parse().unwrap());
                         stream.send_trailers(trailers).unwrap();

@@ -24,7 +24,7 @@ use crate::counters::Tally;
 use crate::encoding::{self, Fields};
 use crate::engine::{Direction, EngineError, RowParts, SharedEngine, Table};
 use crate::key_counts::{BLOCK_KEYS, BlockChanges, KeyCounts, SPLIT_KEYS};
-use crate::lease_rows::{self, LeaseRecord};
+use crate::lease_rows::{self, LEASE_BYTES, LeaseRecord};
 use crate::metadata_cache::{Metadata, MetadataCache};
 use crate::overlay::{ChangedKey, Overlay};
 use crate::range;
@@ -211,6 +211,7 @@ impl Applier {
                 | Request::MemberPublish(_)
                 | Request::MemberUpdate(_)
                 | Request::ClusterVersionSet(_)
+                | Request::DowngradeInfoSet(_)
                 | Request::Bootstrap(_),
             )
             | None => panic!("this command is not the store's: the server executes it itself"),
@@ -299,7 +300,8 @@ impl Applier {
         }
         let collected = self.collected_tombstones()?;
         let compacted = self.state.compact_revision != self.shared.compact_revision();
-        if self.state.revision != self.overlay.committed_revision || compacted {
+        let resized = self.state.bytes_added != self.shared.bytes_added.load(Ordering::Relaxed);
+        if self.state.revision != self.overlay.committed_revision || compacted || resized {
             let state = self.state.encode();
             self.overlay.set_row(Table::Meta, STATE_ROW, Some(state));
         }
@@ -829,6 +831,7 @@ impl Applier {
         if self.leases.contains_key(&grant.id) {
             return Err(EtcdError::LeaseExist);
         }
+        self.state.bytes_added += LEASE_BYTES;
         self.set_lease(LeaseRecord {
             id: grant.id,
             granted_ttl: grant.ttl,
@@ -877,6 +880,7 @@ impl Applier {
         }
         let row = LeaseRecord::row_key(revoke.id);
         self.overlay.set_row(Table::Lease, row, None);
+        self.state.bytes_added -= LEASE_BYTES;
         self.lease_changes
             .push(LeaseChange::Revoked { id: revoke.id });
         let revision = self.finish(write);

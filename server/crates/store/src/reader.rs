@@ -107,10 +107,12 @@ pub struct HashKv {
 /// How large the store is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StoreSize {
-    /// Bytes of the records that are kept, with a fixed overhead for each: what quotas look at.
-    /// Equal on members that have collected equally much; compaction makes it smaller at once.
+    /// Bytes of the records that are kept, with a fixed overhead for each, and of the leases: what
+    /// quotas look at. Equal on members that have collected equally much; compaction alone makes it
+    /// smaller.
     pub logical_bytes: u64,
-    /// Bytes that the engine occupies.
+    /// Bytes that the engine occupies; never shown as less than the logical bytes, which compression
+    /// would do. Defragmentation makes it smaller.
     pub physical_bytes: u64,
 }
 
@@ -416,12 +418,18 @@ impl Reader {
     /// # Errors
     /// [`EngineError`] when the engine fails.
     pub fn size(&self) -> Result<StoreSize, EngineError> {
+        let logical_bytes = self.logical_bytes();
+        Ok(StoreSize {
+            logical_bytes,
+            physical_bytes: self.shared.engine.size()?.physical_bytes.max(logical_bytes),
+        })
+    }
+
+    /// [`StoreSize::logical_bytes`] alone, which costs two loads.
+    pub fn logical_bytes(&self) -> u64 {
         let added = self.shared.bytes_added.load(Ordering::Relaxed);
         let removed = self.shared.bytes_removed.load(Ordering::Relaxed);
-        Ok(StoreSize {
-            logical_bytes: u64::try_from(added - removed).unwrap_or(0),
-            physical_bytes: self.shared.engine.size()?.physical_bytes,
-        })
+        u64::try_from(added - removed).unwrap_or(0)
     }
 
     /// Deletes what the scheduled compaction made dead: one step of at most `batch_revisions`

@@ -58,7 +58,7 @@ pub(crate) struct StoreState {
     pub revision: i64,
     /// The revision below which nothing can be read: the scheduled compaction.
     pub compact_revision: i64,
-    /// Bytes of all records that were ever written.
+    /// Bytes of all records that were ever written, and of the leases that exist.
     pub bytes_added: i64,
 }
 

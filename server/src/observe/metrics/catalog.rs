@@ -699,6 +699,11 @@ const LEASES_USERS_AND_ALARMS: &[Metric] = &[
         exponential(1.0, 24),
         "Bucketed histogram of lease TTLs.",
     ),
+    gauge(
+        "etcd_debugging_server_alarms",
+        "Alarms for every member in cluster. 1 for 'server_id' label with current ID. 2 for 'alarm_type' label with type of this alarm",
+    )
+    .labels(&["server_id", "alarm_type"]),
     counter(
         "etcd_debugging_server_lease_expired_total",
         "The total number of expired leases.",

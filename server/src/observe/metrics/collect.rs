@@ -1,6 +1,7 @@
 //! What the parts of the server know, read when somebody looks.
 
 use metastore_consensus::{CounterValues, TransferValues};
+use metastore_proto::etcdserverpb::AlarmType;
 use metastore_store::EngineError;
 
 use super::families::{Families, Labels};
@@ -19,6 +20,17 @@ pub(super) fn collect(node: &Node, families: &mut Families) -> Result<(), Engine
     consensus(&node.consensus.counters(), families);
     store(node, families)?;
     watches(node, families);
+    let alarms = node.application.alarms.list(AlarmType::None as i32);
+    families.add_all(
+        "etcd_debugging_server_alarms",
+        alarms.into_iter().map(|alarm| {
+            let labels = vec![
+                ("server_id", hex(alarm.member_id)),
+                ("alarm_type", alarm.alarm().as_str_name().to_owned()),
+            ];
+            (labels, 1.0)
+        }),
+    );
     families.add("metastore_leases", node.application.leases.len() as f64);
     Ok(())
 }

@@ -19,6 +19,7 @@ const KINDS: &[&str] = &[
     "Alarm",
     "ClusterMemberAttrSet",
     "ClusterVersionSet",
+    "DowngradeInfoSet",
     "Other",
 ];
 
@@ -41,6 +42,7 @@ pub fn request_kind(request: &Request) -> usize {
         Request::Alarm(_) => 9,
         Request::MemberPublish(_) | Request::MemberUpdate(_) => 10,
         Request::ClusterVersionSet(_) => 11,
+        Request::DowngradeInfoSet(_) => 12,
         _ => KINDS.len() - 1,
     }
 }

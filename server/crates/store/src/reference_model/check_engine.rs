@@ -315,7 +315,8 @@ impl Run {
             self.model.compact_revision()
         );
         let mut kept = Vec::new();
-        let mut logical_bytes = 0;
+        let leases = self.reader.leases().expect("the engine works").len() as u64;
+        let mut logical_bytes = leases * crate::lease_rows::LEASE_BYTES as u64;
         let to = Revision::new(i64::MAX, 0);
         let engine = self.reader.engine();
         engine
