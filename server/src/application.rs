@@ -9,18 +9,19 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use metastore_consensus::state_machine::{
-    AppliedState, CommittedEntry, EntryPayload, Responder, SnapshotFiles, StateMachine,
-    StateMachineError,
+    AppliedState, CommittedEntry, EntryPayload, LogPosition, Responder, SnapshotFiles,
+    StateMachine, StateMachineError,
 };
 use metastore_proto::error_text::EtcdError;
 use metastore_proto::internal::{Command, MemberRecord, MembershipCommand, command::Request};
 use metastore_store::engine::{EngineError, SharedEngine, Table};
-use metastore_store::{Applier, CommandResponse, Reader, StoreOptions};
+use metastore_store::{Applier, CommandResponse, ReadError, Reader, StoreOptions};
 use metastore_watch::{Hub, HubOptions};
 use parking_lot::Mutex;
 use prost::Message;
 
 use crate::applied_position;
+use crate::auth::{self, AuthApplied, AuthBatch, AuthManager};
 use crate::compaction::Compaction;
 use crate::engines::EngineDirectory;
 use crate::lease_manager::LeaseManager;
@@ -38,6 +39,8 @@ pub type Applied = Result<Response, EtcdError>;
 pub enum Response {
     /// A key-value or lease command.
     Store(CommandResponse),
+    /// A command of users, roles and tokens.
+    Auth(AuthApplied),
     /// A member change: the members after it.
     Members(Vec<MemberRecord>),
     /// A command without an answer of its own.
@@ -60,6 +63,8 @@ pub struct Application {
     pub hub: Hub,
     /// Expiry of leases.
     pub leases: Arc<LeaseManager>,
+    /// Users, roles and tokens.
+    pub auth: AuthManager,
     /// Deletion of what compactions made dead.
     pub compaction: Compaction,
 }
@@ -71,6 +76,7 @@ impl Application {
         engines: EngineDirectory,
         waiters: Arc<Waiters>,
         leases: Arc<LeaseManager>,
+        auth: AuthManager,
         hub_options: HubOptions,
     ) -> Result<Self, EngineError> {
         let engine = engines.open()?;
@@ -78,6 +84,7 @@ impl Application {
         let (applier, reader) = open_store(engine)?;
         let applied = read_applied_from(&reader)?;
         leases.load(&reader)?;
+        auth.load(&reader)?;
         Ok(Self {
             member_id,
             directory: Arc::new(MemberDirectory::new(Directory::load(&reader)?)),
@@ -89,6 +96,7 @@ impl Application {
             snapshot: Mutex::new(snapshot),
             waiters,
             leases,
+            auth,
             compaction: Compaction::default(),
         })
     }
@@ -109,9 +117,20 @@ impl Application {
     fn execute(
         &self,
         applier: &mut Applier,
+        auth: &mut AuthBatch,
         command: Command,
-        term: u64,
+        position: LogPosition,
     ) -> Result<Applied, EngineError> {
+        match auth.check(applier, &command) {
+            Ok(()) => {}
+            Err(ReadError::Etcd(error)) => return Ok(Err(error)),
+            Err(ReadError::Engine(error)) => return Err(error),
+        }
+        if let Some(request) = &command.request
+            && let Some(applied) = auth.apply(applier, request, position.index)
+        {
+            return Ok(applied.map(Response::Auth));
+        }
         let result = match command.request {
             Some(Request::MemberPublish(publish)) => {
                 self.directory.apply_publish(applier, publish);
@@ -131,7 +150,9 @@ impl Application {
             }
             // Alarms come with a later issue; an entry of one can only be of a newer version.
             Some(Request::Alarm(_)) | None => Ok(Response::Done),
-            Some(_) => applier.execute(&command, term)?.map(Response::Store),
+            Some(_) => applier
+                .execute(&command, position.term)?
+                .map(Response::Store),
         };
         Ok(result)
     }
@@ -162,7 +183,22 @@ impl Application {
             };
             decoded.push((entry.position, payload, entry.responder));
         }
+        let mut memberships = memberships.into_iter();
+        let mut rest = decoded;
+        while !rest.is_empty() {
+            let after = rest.split_off(batch_len(&rest));
+            self.apply_batch(rest, &mut memberships)?;
+            rest = after;
+        }
+        Ok(())
+    }
 
+    /// Applies entries as one change of the store.
+    fn apply_batch(
+        &self,
+        decoded: Vec<DecodedEntry>,
+        memberships: &mut impl Iterator<Item = Bytes>,
+    ) -> Result<(), EngineError> {
         let mut applier = self.applier.lock();
         applier.prefetch(decoded.iter().filter_map(|(_, payload, _)| match payload {
             Decoded::Command(command) => Some(command),
@@ -170,9 +206,9 @@ impl Application {
         }))?;
 
         let mut state = AppliedState::clone(&self.applied.load());
-        let mut memberships = memberships.into_iter();
         let mut pending = Vec::with_capacity(decoded.len());
         let mut compacted = false;
+        let mut auth = self.auth.begin();
         for (position, payload, responder) in decoded {
             assert!(
                 state
@@ -188,7 +224,7 @@ impl Application {
                 Decoded::Command(command) => (
                     command.origin_member,
                     command.request_id,
-                    self.execute(&mut applier, command, position.term)?,
+                    self.execute(&mut applier, &mut auth, command, position)?,
                 ),
                 Decoded::Membership(command) => {
                     state.membership = memberships
@@ -222,6 +258,7 @@ impl Application {
         let committed = applier.commit()?;
         drop(applier);
 
+        self.auth.publish(auth);
         self.applied.store(Arc::new(state));
         self.leases.apply(&committed.lease_changes);
         self.hub.publish(committed.events, committed.revision);
@@ -271,11 +308,31 @@ impl Application {
         let applied = read_applied_from(&new_reader)?;
         self.directory.replace(Directory::load(&new_reader)?);
         self.leases.load(&new_reader)?;
+        self.auth.load(&new_reader)?;
         *applier = new_applier;
         self.reader.store(Arc::new(new_reader.clone()));
         self.applied.store(Arc::new(applied));
         self.hub.replace_reader(new_reader);
         Ok(())
+    }
+}
+
+/// A committed entry, decoded.
+type DecodedEntry = (LogPosition, Decoded, Option<Responder>);
+
+/// How many of the entries may be published at one time.
+///
+/// A change of users and roles goes alone: readers look at users and at keys one after the other, and
+/// must not see one of before the change with the other of after it.
+fn batch_len(entries: &[DecodedEntry]) -> usize {
+    let changes_users = |(_, payload, _): &DecodedEntry| match payload {
+        Decoded::Command(command) => command.request.as_ref().is_some_and(auth::changes_users),
+        _ => false,
+    };
+    match entries.iter().position(changes_users) {
+        Some(0) => 1,
+        Some(before) => before,
+        None => entries.len(),
     }
 }
 

@@ -12,6 +12,7 @@
 
 pub mod application;
 pub mod applied_position;
+pub mod auth;
 pub mod backup;
 pub mod bootstrap;
 pub mod compaction;

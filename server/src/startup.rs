@@ -19,6 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use crate::application::Application;
+use crate::auth::{AuthManager, TokenOptionsError, TokenProvider};
 use crate::backup::etcd_directory::import_at_start;
 use crate::backup::import::ImportError;
 use crate::bootstrap::{self, BootstrapError};
@@ -72,6 +73,9 @@ pub enum RunError {
     /// Consensus.
     #[error(transparent)]
     Consensus(#[from] StartError),
+    /// Tokens.
+    #[error(transparent)]
+    Tokens(#[from] TokenOptionsError),
     /// The running member cannot go on.
     #[error("{0}")]
     Fatal(String),
@@ -205,6 +209,8 @@ pub fn run(config: Config) -> Result<(), RunError> {
 async fn run_async(config: Config) -> Result<(), RunError> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let tokens = TokenProvider::from_options(&config.auth_token, config.auth_token_ttl)?;
+    let auth = AuthManager::new(tokens, config.bcrypt_cost);
     let directory = prepare_data_directory(&config)?;
     let peer_listeners = bind_all(&config.listen_peer_urls)?;
     let client_listeners = bind_all(&config.listen_client_urls)?;
@@ -266,6 +272,7 @@ async fn run_async(config: Config) -> Result<(), RunError> {
         engines,
         waiters,
         leases,
+        auth,
         hub_options,
     )?);
 
@@ -312,6 +319,7 @@ async fn run_async(config: Config) -> Result<(), RunError> {
     ));
     tokio::spawn(tasks::expire_leases(Arc::clone(&node)));
     tokio::spawn(tasks::report_progress(Arc::clone(&node)));
+    tokio::spawn(tasks::expire_tokens(Arc::clone(&node)));
     tokio::spawn(peer_activity::run(Arc::clone(&node)));
     tokio::spawn(serve_clients(Arc::clone(&node), client_listeners));
 

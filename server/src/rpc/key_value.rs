@@ -3,9 +3,10 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
-use futures::Stream;
+use futures::{Stream, StreamExt};
 use http::{Request, Response};
 use hyper::body::Incoming;
+use metastore_auth::Identity;
 use metastore_proto::codec::SmallBufferCodec;
 use metastore_proto::error_text::EtcdError;
 use metastore_proto::etcdserverpb::{
@@ -14,14 +15,15 @@ use metastore_proto::etcdserverpb::{
     request_op,
 };
 use metastore_proto::internal::command::Request as Proposal;
-use metastore_store::CommandResponse;
 use metastore_store::validate::{self, StreamRefusal};
+use metastore_store::{CommandResponse, Reader};
 use prost::Message;
 use tonic::Status;
 use tonic::server::{Grpc, ServerStreamingService};
 
 use super::unary::{self, ResponseBody};
-use super::{OnLearner, check_call};
+use super::{OnLearner, check_call, credentials};
+use crate::auth::Credentials;
 use crate::error::RequestError;
 use crate::node::Node;
 
@@ -79,12 +81,24 @@ impl KeyValueService {
     ///
     /// # Errors
     /// As etcd's Range.
-    pub async fn range(&self, request: RangeRequest) -> Result<RangeResponse, RequestError> {
+    pub async fn range(
+        &self,
+        request: RangeRequest,
+        credentials: &Credentials,
+    ) -> Result<RangeResponse, RequestError> {
         validate::range(&request)?;
         if !request.serializable {
             self.node.linearize().await?;
         }
-        let mut response = self.read(request).await?;
+        let identity = self
+            .node
+            .authorize(credentials, |state, identity| {
+                state.check_range(identity, &request.key, &request.range_end)
+            })
+            .await?;
+        let response = self.read(request).await;
+        self.node.check_unchanged(identity.as_ref())?;
+        let mut response = response?;
         self.node.fill(&mut response.header);
         Ok(response)
     }
@@ -101,9 +115,17 @@ impl KeyValueService {
     ///
     /// # Errors
     /// As etcd's Put.
-    pub async fn put(&self, request: PutRequest) -> Result<PutResponse, RequestError> {
+    pub async fn put(
+        &self,
+        request: PutRequest,
+        credentials: &Credentials,
+    ) -> Result<PutResponse, RequestError> {
         validate::put(&request)?;
-        match self.node.propose_store(Proposal::Put(request)).await? {
+        match self
+            .node
+            .propose_store(Proposal::Put(request), credentials)
+            .await?
+        {
             CommandResponse::Put(mut response) => {
                 self.node.fill(&mut response.header);
                 Ok(response)
@@ -119,11 +141,12 @@ impl KeyValueService {
     pub async fn delete_range(
         &self,
         request: DeleteRangeRequest,
+        credentials: &Credentials,
     ) -> Result<DeleteRangeResponse, RequestError> {
         validate::delete_range(&request)?;
         match self
             .node
-            .propose_store(Proposal::DeleteRange(request))
+            .propose_store(Proposal::DeleteRange(request), credentials)
             .await?
         {
             CommandResponse::DeleteRange(mut response) => {
@@ -138,22 +161,49 @@ impl KeyValueService {
     ///
     /// # Errors
     /// As etcd's Txn.
-    pub async fn txn(&self, request: TxnRequest) -> Result<TxnResponse, RequestError> {
+    pub async fn txn(
+        &self,
+        request: TxnRequest,
+        credentials: &Credentials,
+    ) -> Result<TxnResponse, RequestError> {
         validate::txn(&request, self.node.config.max_txn_ops)?;
         let mut response = if is_read_only(&request) {
             if !is_serializable(&request) {
                 self.node.linearize().await?;
             }
             let reader = self.node.reader();
-            blocking(move || Ok(reader.read_only_txn(&request)?)).await?
+            let identity = self.authorize_txn(&request, &reader, credentials).await?;
+            let response = blocking(move || Ok(reader.read_only_txn(&request)?)).await;
+            self.node.check_unchanged(identity.as_ref())?;
+            response?
         } else {
-            match self.node.propose_store(Proposal::Txn(request)).await? {
+            match self
+                .node
+                .propose_store(Proposal::Txn(request), credentials)
+                .await?
+            {
                 CommandResponse::Txn(response) => response,
                 other => return Err(Self::unexpected(&other)),
             }
         };
         self.node.fill(&mut response.header);
         Ok(response)
+    }
+
+    /// Whether a client may run a transaction that only reads; who it is.
+    async fn authorize_txn(
+        &self,
+        request: &TxnRequest,
+        reader: &Reader,
+        credentials: &Credentials,
+    ) -> Result<Option<Identity>, RequestError> {
+        if !self.node.auth().is_enabled() {
+            return Ok(None);
+        }
+        let identity = self.node.identify(credentials).await?;
+        let state = self.node.auth().state();
+        state.check_txn(identity.as_ref(), reader, request)?;
+        Ok(identity)
     }
 
     /// Compact.
@@ -163,12 +213,14 @@ impl KeyValueService {
     pub async fn compact(
         &self,
         request: CompactionRequest,
+        credentials: &Credentials,
     ) -> Result<CompactionResponse, RequestError> {
+        self.node.check_admin(credentials).await?;
         let physical = request.physical;
         let revision = request.revision;
         let mut response = match self
             .node
-            .propose_store(Proposal::Compaction(request))
+            .propose_store(Proposal::Compaction(request), credentials)
             .await?
         {
             CommandResponse::Compaction(response) => response,
@@ -240,43 +292,48 @@ impl KeyValueService {
                 unary::serve(
                     request,
                     bytes_max,
-                    |headers, range: RangeRequest| async move {
+                    |parts, range: RangeRequest| async move {
                         let on_learner = if range.serializable {
                             OnLearner::Allowed
                         } else {
                             OnLearner::Refused
                         };
-                        check_call(node, &headers, on_learner)?;
-                        Ok(self.range(range).await?)
+                        check_call(node, &parts.headers, on_learner)?;
+                        let credentials = credentials(node, &parts.headers, &parts.extensions);
+                        Ok(self.range(range, &credentials).await?)
                     },
                 )
                 .await
             }
             Method::Put => {
-                unary::serve(request, bytes_max, |headers, put| async move {
-                    check_call(node, &headers, OnLearner::Refused)?;
-                    Ok(self.put(put).await?)
+                unary::serve(request, bytes_max, |parts, put| async move {
+                    check_call(node, &parts.headers, OnLearner::Refused)?;
+                    let credentials = credentials(node, &parts.headers, &parts.extensions);
+                    Ok(self.put(put, &credentials).await?)
                 })
                 .await
             }
             Method::Txn => {
-                unary::serve(request, bytes_max, |headers, txn| async move {
-                    check_call(node, &headers, OnLearner::Refused)?;
-                    Ok(self.txn(txn).await?)
+                unary::serve(request, bytes_max, |parts, txn| async move {
+                    check_call(node, &parts.headers, OnLearner::Refused)?;
+                    let credentials = credentials(node, &parts.headers, &parts.extensions);
+                    Ok(self.txn(txn, &credentials).await?)
                 })
                 .await
             }
             Method::DeleteRange => {
-                unary::serve(request, bytes_max, |headers, delete| async move {
-                    check_call(node, &headers, OnLearner::Refused)?;
-                    Ok(self.delete_range(delete).await?)
+                unary::serve(request, bytes_max, |parts, delete| async move {
+                    check_call(node, &parts.headers, OnLearner::Refused)?;
+                    let credentials = credentials(node, &parts.headers, &parts.extensions);
+                    Ok(self.delete_range(delete, &credentials).await?)
                 })
                 .await
             }
             Method::Compact => {
-                unary::serve(request, bytes_max, |headers, compaction| async move {
-                    check_call(node, &headers, OnLearner::Refused)?;
-                    Ok(self.compact(compaction).await?)
+                unary::serve(request, bytes_max, |parts, compaction| async move {
+                    check_call(node, &parts.headers, OnLearner::Refused)?;
+                    let credentials = credentials(node, &parts.headers, &parts.extensions);
+                    Ok(self.compact(compaction, &credentials).await?)
                 })
                 .await
             }
@@ -313,6 +370,7 @@ impl ServerStreamingService<RangeRequest> for RangeStreaming {
         let node = Arc::clone(&self.0.node);
         Box::pin(async move {
             check_call(&node, request.metadata().as_ref(), OnLearner::Refused)?;
+            let credentials = Credentials::read(request.metadata().as_ref(), request.extensions());
             let request = request.into_inner();
             validate::range_stream(&request).map_err(|refusal| match refusal {
                 StreamRefusal::Invalid(error) => Status::from(error),
@@ -321,10 +379,27 @@ impl ServerStreamingService<RangeRequest> for RangeStreaming {
             if !request.serializable {
                 node.linearize().await?;
             }
-            let chunks: RangeChunks = Box::pin(stream_range(node, request));
+            let identity = node
+                .authorize(&credentials, |state, identity| {
+                    state.check_range(identity, &request.key, &request.range_end)
+                })
+                .await?;
+            let chunks = stream_range(Arc::clone(&node), request);
+            let chunks: RangeChunks = Box::pin(unchanged_to_the_end(node, identity, chunks));
             Ok(tonic::Response::new(chunks))
         })
     }
+}
+
+/// The chunks of a stream, and at their end the error that users or roles have changed meanwhile.
+fn unchanged_to_the_end(
+    node: Arc<Node>,
+    identity: Option<Identity>,
+    chunks: impl Stream<Item = Result<RangeStreamResponse, Status>> + Send,
+) -> impl Stream<Item = Result<RangeStreamResponse, Status>> + Send {
+    let end = futures::stream::once(async move { node.check_unchanged(identity.as_ref()) })
+        .filter_map(|checked| std::future::ready(checked.err().map(|error| Err(error.into()))));
+    chunks.chain(end)
 }
 
 /// The chunks of a RangeStream: one revision for all, header, `more` and `count` on the last only.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use futures::Stream;
 use metastore_consensus::TransferError;
 use metastore_proto::error_text::EtcdError;
+use metastore_proto::etcdserverpb::alarm_request::AlarmAction;
 use metastore_proto::etcdserverpb::maintenance_server::Maintenance;
 use metastore_proto::etcdserverpb::{
     AlarmRequest, AlarmResponse, DefragmentRequest, DefragmentResponse, DowngradeInfo,
@@ -16,7 +17,7 @@ use metastore_proto::etcdserverpb::{
 use tonic::{Request, Response, Status};
 
 use super::snapshot::snapshot;
-use super::{OnLearner, check_call};
+use super::{OnLearner, check_call, credentials_of};
 use crate::error::RequestError;
 use crate::node::Node;
 use crate::version;
@@ -117,6 +118,11 @@ impl Maintenance for MaintenanceService {
         request: Request<AlarmRequest>,
     ) -> Result<Response<AlarmResponse>, Status> {
         check_call(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
+        let credentials = credentials_of(&self.node, &request);
+        match request.get_ref().action() {
+            AlarmAction::Get => self.node.check_identified(&credentials).await?,
+            _ => self.node.check_admin(&credentials).await?,
+        }
         // Nothing raises an alarm yet, so the list is truthfully empty; `etcdctl endpoint health`
         // asks for it. Raising or clearing one is not implemented.
         if request.get_ref().action == 0 {
@@ -133,6 +139,8 @@ impl Maintenance for MaintenanceService {
         request: Request<StatusRequest>,
     ) -> Result<Response<StatusResponse>, Status> {
         check_call(&self.node, request.metadata().as_ref(), OnLearner::Allowed)?;
+        let credentials = credentials_of(&self.node, &request);
+        self.node.check_identified(&credentials).await?;
         Ok(Response::new(self.status_inner()?))
     }
 
@@ -141,11 +149,15 @@ impl Maintenance for MaintenanceService {
         request: Request<DefragmentRequest>,
     ) -> Result<Response<DefragmentResponse>, Status> {
         check_call(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
+        let credentials = credentials_of(&self.node, &request);
+        self.node.check_admin(&credentials).await?;
         Err(RequestError::Unimplemented("Defragment").into())
     }
 
     async fn hash(&self, request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
         check_call(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
+        let credentials = credentials_of(&self.node, &request);
+        self.node.check_admin(&credentials).await?;
         let reader = self.node.reader();
         let (hash, revision) = blocking(move || Ok((reader.hash()?, reader.revision()))).await?;
         Ok(Response::new(HashResponse {
@@ -159,6 +171,8 @@ impl Maintenance for MaintenanceService {
         request: Request<HashKvRequest>,
     ) -> Result<Response<HashKvResponse>, Status> {
         check_call(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
+        let credentials = credentials_of(&self.node, &request);
+        self.node.check_admin(&credentials).await?;
         let reader = self.node.reader();
         let revision = request.into_inner().revision;
         let hash = blocking(move || Ok(reader.hash_kv(revision)?)).await?;
@@ -177,6 +191,8 @@ impl Maintenance for MaintenanceService {
         request: Request<SnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
         check_call(&self.node, request.metadata().as_ref(), OnLearner::Allowed)?;
+        let credentials = credentials_of(&self.node, &request);
+        self.node.check_admin(&credentials).await?;
         let engine = self.node.reader().engine();
         Ok(Response::new(Box::pin(snapshot(engine))))
     }
@@ -186,6 +202,8 @@ impl Maintenance for MaintenanceService {
         request: Request<MoveLeaderRequest>,
     ) -> Result<Response<MoveLeaderResponse>, Status> {
         check_call(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
+        let credentials = credentials_of(&self.node, &request);
+        self.node.check_admin(&credentials).await?;
         self.move_leader_inner(request.into_inner().target_id)
             .await?;
         // etcd leaves the header out here.
@@ -197,6 +215,8 @@ impl Maintenance for MaintenanceService {
         request: Request<DowngradeRequest>,
     ) -> Result<Response<DowngradeResponse>, Status> {
         check_call(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
+        let credentials = credentials_of(&self.node, &request);
+        self.node.check_admin(&credentials).await?;
         Err(RequestError::Unimplemented("Downgrade").into())
     }
 }

@@ -8,6 +8,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt;
@@ -191,7 +192,7 @@ fn encode<A: Message>(answer: &A) -> Bytes {
 pub async fn serve<Q, A, F>(
     request: Request<Incoming>,
     bytes_max: usize,
-    handler: impl FnOnce(HeaderMap, Q) -> F,
+    handler: impl FnOnce(Parts, Q) -> F,
 ) -> Response<ResponseBody>
 where
     Q: Message + Default,
@@ -211,7 +212,7 @@ where
             )));
         }
     };
-    match handler(parts.headers, request).await {
+    match handler(parts, request).await {
         Ok(answer) => success(encode(&answer)),
         Err(status) => failure(status),
     }
