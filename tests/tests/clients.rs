@@ -10,7 +10,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use metastore_tests::programs::{subject, tool};
+use metastore_tests::programs::{client_runner, subject, tool};
 use metastore_tests::{Cluster, Member, MemberBuilder, Program, deadline, eventually};
 
 /// Longest run of one etcdctl command.
@@ -690,4 +690,31 @@ async fn clientv3_works_against_three_members() {
         .await;
     }
     cluster.assert_equal_hashes().await;
+}
+
+/// Clients of other languages as their registries have them, each with a program that uses every
+/// service which the library offers (`tests/clients`).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_of_other_languages_work() {
+    let member = Member::start(subject()).await;
+    let address = member.endpoint().replace("http://", "");
+    let programs = [
+        ("run-python", "smoke_aetcd.py"),
+        ("run-python", "smoke_etcd3.py"),
+        ("run-python", "smoke_etcd3gw.py"),
+        ("run-node", "smoke.js"),
+        ("run-java", "Smoke"),
+    ];
+    let mut failures = String::new();
+    for (runner, program) in programs {
+        let mut command = Command::new(client_runner(runner));
+        command.args([program, &address]);
+        let output = tokio::task::spawn_blocking(move || run(command, "", GO_LIMIT))
+            .await
+            .unwrap();
+        if !output.starts_with("ok\n") {
+            let _ = writeln!(failures, "{runner} {program}: {output}");
+        }
+    }
+    assert!(failures.is_empty(), "{failures}");
 }
