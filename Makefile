@@ -8,7 +8,7 @@ SHELL := bash
 ENVIRONMENT := source .ci/scripts/environment.sh
 
 # The tests start the server as a program, and cargo does not build one package's program for another's tests.
-PREPARE_TESTS := tests/tools/install.sh >/dev/null; cargo build --package metastore-server --package metastore-ctl --bins
+PREPARE_TESTS := tests/tools/install.sh >/dev/null; tests/tools/install-clients.sh >/dev/null; cargo build --package metastore-server --package metastore-ctl --bins
 
 .PHONY: help
 help: ## show the targets

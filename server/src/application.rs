@@ -10,15 +10,16 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use metastore_consensus::state_machine::{
-    AppliedState, CommittedEntry, EntryPayload, Responder, SnapshotFiles, StateMachine,
-    StateMachineError,
+    AppliedState, CommittedEntry, EntryPayload, LogPosition, Responder, SnapshotFiles,
+    StateMachine, StateMachineError,
 };
 use metastore_proto::error_text::EtcdError;
 use metastore_proto::etcdserverpb::AlarmMember;
 use metastore_proto::internal::{Command, MemberRecord, MembershipCommand, command::Request};
 use metastore_store::engine::{EngineError, SharedEngine, Table};
 use metastore_store::{
-    Applier, CommandResponse, CommandResult, LeaseChange, Reader, StoreCounters, StoreOptions,
+    Applier, CommandResponse, CommandResult, LeaseChange, ReadError, Reader, StoreCounters,
+    StoreOptions,
 };
 use metastore_watch::{Hub, HubOptions};
 use parking_lot::Mutex;
@@ -26,6 +27,7 @@ use prost::Message;
 
 use crate::alarms::Alarms;
 use crate::applied_position;
+use crate::auth::{self, AuthApplied, AuthBatch, AuthManager};
 use crate::compaction::Compaction;
 use crate::engines::EngineDirectory;
 use crate::lease_manager::LeaseManager;
@@ -46,6 +48,8 @@ pub type Applied = Result<Response, EtcdError>;
 pub enum Response {
     /// A key-value or lease command.
     Store(CommandResponse),
+    /// A command of users, roles and tokens.
+    Auth(AuthApplied),
     /// A member change: the members after it.
     Members(Vec<MemberRecord>),
     /// An alarm request: the alarms that it was about.
@@ -78,17 +82,24 @@ pub struct Application {
     pub hub: Hub,
     /// Expiry of leases.
     pub leases: Arc<LeaseManager>,
+    /// Users, roles and tokens.
+    pub auth: AuthManager,
     /// Deletion of what compactions made dead.
     pub compaction: Compaction,
 }
 
 impl Application {
     /// Opens the state machine over the engine of `engines`.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is a part that the application owns from here on"
+    )]
     pub fn open(
         member_id: u64,
         engines: EngineDirectory,
         waiters: Arc<Waiters>,
         leases: Arc<LeaseManager>,
+        auth: AuthManager,
         hub_options: HubOptions,
         space: SpaceGauge,
         warning_apply_duration: Duration,
@@ -100,6 +111,7 @@ impl Application {
         let applied = read_applied_from(&reader)?;
         leases.load(&reader)?;
         space.set(reader.logical_bytes());
+        auth.load(&reader)?;
         Ok(Self {
             member_id,
             directory: Arc::new(MemberDirectory::new(Directory::load(&reader)?)),
@@ -115,6 +127,7 @@ impl Application {
             counters,
             waiters,
             leases,
+            auth,
             compaction: Compaction::default(),
         })
     }
@@ -140,13 +153,24 @@ impl Application {
     fn execute(
         &self,
         applier: &mut Applier,
+        auth: &mut AuthBatch,
         command: Command,
-        term: u64,
+        position: LogPosition,
     ) -> Result<Applied, EngineError> {
         if let Some(request) = &command.request
             && let Some(refusal) = self.alarms.refusal(request)
         {
             return Ok(Err(refusal));
+        }
+        match auth.check(applier, &command) {
+            Ok(()) => {}
+            Err(ReadError::Etcd(error)) => return Ok(Err(error)),
+            Err(ReadError::Engine(error)) => return Err(error),
+        }
+        if let Some(request) = &command.request
+            && let Some(applied) = auth.apply(applier, request, position.index)
+        {
+            return Ok(applied.map(Response::Auth));
         }
         let result = match command.request {
             Some(Request::MemberPublish(publish)) => {
@@ -174,7 +198,7 @@ impl Application {
             }
             None => Ok(Response::Done),
             Some(_) => self
-                .execute_store(applier, &command, term)?
+                .execute_store(applier, &command, position.term)?
                 .map(Response::Store),
         };
         Ok(result)
@@ -222,7 +246,22 @@ impl Application {
             };
             decoded.push((entry.position, payload, entry.responder));
         }
+        let mut memberships = memberships.into_iter();
+        let mut rest = decoded;
+        while !rest.is_empty() {
+            let after = rest.split_off(batch_len(&rest));
+            self.apply_batch(rest, &mut memberships)?;
+            rest = after;
+        }
+        Ok(())
+    }
 
+    /// Applies entries as one change of the store.
+    fn apply_batch(
+        &self,
+        decoded: Vec<DecodedEntry>,
+        memberships: &mut impl Iterator<Item = Bytes>,
+    ) -> Result<(), EngineError> {
         METRICS.apply_batch_entries.observe(decoded.len() as f64);
         let mut applier = self.applier.lock();
         applier.prefetch(decoded.iter().filter_map(|(_, payload, _)| match payload {
@@ -231,10 +270,10 @@ impl Application {
         }))?;
 
         let mut state = AppliedState::clone(&self.applied.load());
-        let mut memberships = memberships.into_iter();
         let mut pending = Vec::with_capacity(decoded.len());
         let mut compacted = false;
         let mut before = Instant::now();
+        let mut auth = self.auth.begin();
         for (position, payload, responder) in decoded {
             assert!(
                 state
@@ -250,7 +289,7 @@ impl Application {
                 Decoded::Command(command) => {
                     let (origin, request_id) = (command.origin_member, command.request_id);
                     let kind = command.request.as_ref().map(metrics::request_kind);
-                    let applied = self.execute(&mut applier, command, position.term)?;
+                    let applied = self.execute(&mut applier, &mut auth, command, position)?;
                     observe_apply(kind, &applied, &mut before);
                     (origin, request_id, applied)
                 }
@@ -290,6 +329,7 @@ impl Application {
             .engine_commit
             .observe(started.elapsed().as_secs_f64());
 
+        self.auth.publish(auth);
         self.applied.store(Arc::new(state));
         self.note_size();
         let grew = !committed.events.is_empty() || !committed.lease_changes.is_empty();
@@ -353,6 +393,7 @@ impl Application {
         self.directory.replace(Directory::load(&new_reader)?);
         self.leases.load(&new_reader)?;
         self.alarms.reload(&new_reader)?;
+        self.auth.load(&new_reader)?;
         *applier = new_applier;
         self.reader.store(Arc::new(new_reader.clone()));
         self.note_size();
@@ -385,6 +426,25 @@ fn count_leases(changes: &[LeaseChange]) {
             LeaseChange::Revoked { .. } => METRICS.leases_revoked.inc(),
             LeaseChange::Checkpointed { .. } => {}
         }
+    }
+}
+
+/// A committed entry, decoded.
+type DecodedEntry = (LogPosition, Decoded, Option<Responder>);
+
+/// How many of the entries may be published at one time.
+///
+/// A change of users and roles goes alone: readers look at users and at keys one after the other, and
+/// must not see one of before the change with the other of after it.
+fn batch_len(entries: &[DecodedEntry]) -> usize {
+    let changes_users = |(_, payload, _): &DecodedEntry| match payload {
+        Decoded::Command(command) => command.request.as_ref().is_some_and(auth::changes_users),
+        _ => false,
+    };
+    match entries.iter().position(changes_users) {
+        Some(0) => 1,
+        Some(before) => before,
+        None => entries.len(),
     }
 }
 

@@ -10,6 +10,7 @@ use metastore_proto::error_text::EtcdError;
 use metastore_proto::etcdserverpb::CompactionRequest;
 use metastore_proto::internal::command::Request;
 
+use crate::auth::Credentials;
 use crate::config::AutoCompaction;
 use crate::error::RequestError;
 use crate::node::Node;
@@ -179,7 +180,10 @@ async fn compact(node: &Node, revision: i64) -> Result<(), RequestError> {
         revision,
         physical: false,
     };
-    match node.propose_store(Request::Compaction(request)).await {
+    match node
+        .propose_store(Request::Compaction(request), &Credentials::None)
+        .await
+    {
         // Somebody else compacted further already.
         Ok(_) | Err(RequestError::Etcd(EtcdError::Compacted)) => Ok(()),
         Err(error) => Err(error),

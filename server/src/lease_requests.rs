@@ -10,6 +10,7 @@ use metastore_proto::etcdserverpb::{
 use metastore_proto::internal::command::Request;
 use prost::Message;
 
+use crate::auth::Credentials;
 use crate::error::RequestError;
 use crate::lease_manager::Renewed;
 use crate::node::Node;
@@ -110,15 +111,92 @@ impl Node {
         }))
     }
 
+    /// Whether a client may renew a lease, that is, write all its keys.
+    async fn check_lease_renew(
+        &self,
+        id: i64,
+        credentials: &Credentials,
+    ) -> Result<(), RequestError> {
+        if !self.auth().is_enabled() {
+            return Ok(());
+        }
+        // Its keys may be on their way through the log, if the lease itself is.
+        if self.is_leader() && self.reader().lease(id)?.is_none() {
+            self.catch_up().await?;
+        }
+        let revision = self.auth().revision();
+        let identity = self.identify(credentials).await?;
+        let state = self.auth().state();
+        state.check_identified(identity.as_ref())?;
+        state.check_lease_write(identity.as_ref(), &*self.reader(), id)?;
+        match state.check_admin(identity.as_ref()) {
+            Ok(()) => Ok(()),
+            Err(_) => Ok(self.check_auth_revision(revision)?),
+        }
+    }
+
+    /// Whether a client may see the keys of a lease.
+    ///
+    /// # Errors
+    /// `invalid auth token`, `user name is empty`, `permission denied`; the engine's.
+    pub async fn check_lease_read(
+        &self,
+        id: i64,
+        credentials: &Credentials,
+    ) -> Result<(), RequestError> {
+        self.check_leases_read(&[id], credentials).await
+    }
+
+    /// [`Node::check_lease_read`] of several leases.
+    ///
+    /// # Errors
+    /// As [`Node::check_lease_read`].
+    pub async fn check_leases_read(
+        &self,
+        ids: &[i64],
+        credentials: &Credentials,
+    ) -> Result<(), RequestError> {
+        if !self.auth().is_enabled() {
+            return Ok(());
+        }
+        let identity = self.identify(credentials).await?;
+        let state = self.auth().state();
+        state.check_identified(identity.as_ref())?;
+        let reader = self.reader();
+        for id in ids {
+            state.check_lease_read(identity.as_ref(), &*reader, *id)?;
+        }
+        Ok(())
+    }
+
+    /// Whether users and roles are still those of a revision, when authentication is on.
+    ///
+    /// # Errors
+    /// `revision of auth store is old`.
+    pub fn check_auth_revision(&self, revision: u64) -> Result<(), EtcdError> {
+        match self.auth().is_enabled() && self.auth().revision() != revision {
+            true => Err(EtcdError::AuthOldRevision),
+            false => Ok(()),
+        }
+    }
+
     /// Renews a lease, here or through the leader; the TTL in seconds, 0 for an unknown lease.
     ///
     /// # Errors
-    /// `no leader`, `request timed out`.
-    pub async fn renew_lease(&self, id: i64) -> Result<i64, RequestError> {
+    /// `no leader`, `request timed out`, `permission denied` and what else says that the client may
+    /// not.
+    pub async fn renew_lease(
+        &self,
+        id: i64,
+        credentials: &Credentials,
+    ) -> Result<i64, RequestError> {
         let attempt = async {
             loop {
                 if *self.stopping.borrow() {
-                    return Err(EtcdError::Stopped);
+                    return Err(RequestError::from(EtcdError::Stopped));
+                }
+                if self.leader().is_some() {
+                    self.check_lease_renew(id, credentials).await?;
                 }
                 match self.leader() {
                     Some(leader) if leader == self.member_id => {
@@ -152,7 +230,7 @@ impl Node {
             }
         };
         match tokio::time::timeout(self.request_timeout(), attempt).await {
-            Ok(result) => Ok(result?),
+            Ok(result) => result,
             Err(_) if self.leader().is_none() => Err(EtcdError::NoLeader.into()),
             Err(_) => Err(EtcdError::Timeout.into()),
         }

@@ -13,6 +13,7 @@
 pub mod alarms;
 pub mod application;
 pub mod applied_position;
+pub mod auth;
 pub mod auto_compaction;
 pub mod backup;
 pub mod bootstrap;

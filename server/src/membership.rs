@@ -358,7 +358,10 @@ impl Node {
 }
 
 /// The URLs of a request, checked and sorted.
-fn parse_peer_urls(urls: &[String]) -> Result<Vec<String>, EtcdError> {
+///
+/// # Errors
+/// `given member URLs are invalid`.
+pub fn parse_peer_urls(urls: &[String]) -> Result<Vec<String>, EtcdError> {
     if urls.is_empty() {
         return Err(EtcdError::MemberBadURLs);
     }

@@ -15,6 +15,7 @@ use prost::Message;
 use tokio::sync::watch;
 
 use crate::application::{Application, Applied, Response};
+use crate::auth::Credentials;
 use crate::config::Config;
 use crate::error::RequestError;
 use crate::observe::metrics::{self, METRICS};
@@ -305,16 +306,29 @@ impl Node {
         Err(EtcdError::RequestTooManyRequests)
     }
 
-    /// Replicates a client's request and answers with what applying it on this member gave.
+    /// [`Node::propose_as`] for a request of this member's own.
     ///
     /// # Errors
-    /// etcd's error of the request itself, or `too many requests`, `request is too large`,
-    /// `request timed out…`; after a time-out the outcome is unknown.
+    /// As [`Node::propose_as`].
     pub async fn propose(&self, request: Request) -> Result<Response, RequestError> {
+        self.propose_as(request, &Credentials::None).await
+    }
+
+    /// Replicates a client's request and answers with what applying it on this member gave. Whether
+    /// the client may is decided when it is applied.
+    ///
+    /// # Errors
+    /// etcd's error of the request itself, or `too many requests`, `invalid auth token`, `request is
+    /// too large`, `request timed out…`; after a time-out the outcome is unknown.
+    pub async fn propose_as(
+        &self,
+        request: Request,
+        credentials: &Credentials,
+    ) -> Result<Response, RequestError> {
         self.admit(&request)?;
         let kind = metrics::request_kind(&request);
         let started = Instant::now();
-        let result = self.replicate(request, started).await;
+        let result = self.replicate(request, credentials, started).await;
         METRICS
             .request_duration
             .observe(kind, result.is_ok(), started.elapsed().as_secs_f64());
@@ -322,15 +336,24 @@ impl Node {
     }
 
     /// What applying the request gave, or why nobody knows.
-    async fn replicate(&self, request: Request, started: Instant) -> Result<Applied, RequestError> {
+    async fn replicate(
+        &self,
+        request: Request,
+        credentials: &Credentials,
+        started: Instant,
+    ) -> Result<Applied, RequestError> {
         let request_id = self.application.waiters.next_id();
-        let command = Command {
+        let mut command = Command {
             origin_member: self.member_id,
             request_id,
             username: String::new(),
             auth_revision: 0,
             request: Some(request),
         };
+        if let Some(identity) = self.identify(credentials).await? {
+            command.username = identity.username.as_ref().to_owned();
+            command.auth_revision = identity.revision;
+        }
         let bytes = Bytes::from(command.encode_to_vec());
         drop(command);
         if bytes.len() > self.config.max_request_bytes {
@@ -423,9 +446,16 @@ impl Node {
             .ok_or_else(|| EtcdError::Stopped.into())
     }
 
-    /// [`Node::propose`] for commands of the store.
-    pub async fn propose_store(&self, request: Request) -> Result<CommandResponse, RequestError> {
-        match self.propose(request).await? {
+    /// [`Node::propose_as`] for commands of the store.
+    ///
+    /// # Errors
+    /// As [`Node::propose_as`].
+    pub async fn propose_store(
+        &self,
+        request: Request,
+        credentials: &Credentials,
+    ) -> Result<CommandResponse, RequestError> {
+        match self.propose_as(request, credentials).await? {
             Response::Store(response) => Ok(response),
             other => Err(RequestError::Unknown(format!(
                 "a store command was answered by {other:?}"

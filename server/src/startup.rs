@@ -21,6 +21,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use crate::application::Application;
+use crate::auth::{AuthManager, TokenOptionsError, TokenProvider};
 use crate::auto_compaction;
 use crate::backup::etcd_directory::import_at_start;
 use crate::backup::import::ImportError;
@@ -80,6 +81,9 @@ pub enum RunError {
     /// Consensus.
     #[error(transparent)]
     Consensus(#[from] StartError),
+    /// Tokens.
+    #[error(transparent)]
+    Tokens(#[from] TokenOptionsError),
     /// The running member cannot go on.
     #[error("{0}")]
     Fatal(String),
@@ -237,6 +241,8 @@ async fn run_async(config: Config) -> Result<(), RunError> {
     }
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let tokens = TokenProvider::from_options(&config.auth_token, config.auth_token_ttl)?;
+    let auth = AuthManager::new(tokens, config.bcrypt_cost);
     let directory = prepare_data_directory(&config)?;
     let peer_listeners = bind_all(&config.listen_peer_urls)?;
     let client_listeners = bind_all(&config.listen_client_urls)?;
@@ -308,6 +314,7 @@ async fn run_async(config: Config) -> Result<(), RunError> {
         engines,
         waiters,
         leases,
+        auth,
         hub_options,
         SpaceGauge::new(config.quota_backend_bytes),
         config.warning_apply_duration,
@@ -385,6 +392,7 @@ async fn run_async(config: Config) -> Result<(), RunError> {
     tokio::spawn(auto_compaction::run(Arc::clone(&node)));
     tokio::spawn(tasks::watch_space(Arc::clone(&node)));
     tokio::spawn(tasks::defragment_at_start(Arc::clone(&node)));
+    tokio::spawn(tasks::expire_tokens(Arc::clone(&node)));
     tokio::spawn(peer_activity::run(Arc::clone(&node)));
     tokio::spawn(serve_clients(Arc::clone(&node), client_listeners));
 

@@ -16,6 +16,8 @@ use crate::observe::metrics::METRICS;
 const LEASE_TICK: Duration = Duration::from_millis(500);
 /// Expired leases that one look proposes to revoke; with [`LEASE_TICK`] 1000 per second.
 const REVOKES_PER_TICK: usize = 500;
+/// How often expired tokens are forgotten; how long they count is exact whatever this is.
+const TOKEN_TICK: Duration = Duration::from_secs(1);
 /// Looks for due progress notices in one progress interval.
 const PROGRESS_LOOKS: u32 = 10;
 /// Pause before a proposal of the member's own is tried again.
@@ -170,6 +172,16 @@ async fn revoke_expired(node: &Arc<Node>, id: i64, term: u64) {
         Ok(Ok(_)) => METRICS.leases_expired.inc(),
         // Not committed as far as is known: it will be offered again if the lease still exists.
         Ok(Err(_)) | Err(_) => node.application.leases.revoke_failed(id),
+    }
+}
+
+/// Forgets expired tokens.
+pub async fn expire_tokens(node: Arc<Node>) {
+    let mut ticks = tokio::time::interval(TOKEN_TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    while !*node.stopping.borrow() {
+        ticks.tick().await;
+        node.auth().remove_expired_tokens();
     }
 }
 

@@ -131,7 +131,7 @@ async fn a_full_store_raises_an_alarm_that_survives_a_restart_and_is_disarmed_af
         client.put("small", "1").await.unwrap_err();
         disarm_all(&client).await;
         client.put("small", "1").await.unwrap();
-        assert_eq!(client.status().await.unwrap().errors, [String::new(); 0]);
+        assert!(client.status().await.unwrap().errors.is_empty());
     })
     .await;
 }

@@ -1,5 +1,7 @@
 //! What operators and dashboards see, compared with a real etcd 3.7.3 after the same work.
 
+#![allow(missing_docs, clippy::unwrap_used)]
+
 #[path = "observability/metrics.rs"]
 mod metrics;
 

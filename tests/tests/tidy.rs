@@ -75,7 +75,7 @@ fn assert_none(problems: &[String], rule: &str) {
 
 /// The crates of this repository that each of them may use. Everything else is a wrong arrow.
 ///
-/// `revision-model ← store ← {store-rocksdb, watch, lease} ← server`, and apart from it
+/// `revision-model ← store ← {store-rocksdb, watch, lease, auth} ← server`, and apart from it
 /// `raft-log ← consensus ← server`: consensus does not know keys, and the store does not know consensus.
 const ALLOWED_ARROWS: &[(&str, &[&str])] = &[
     ("metastore-proto", &[]),
@@ -109,6 +109,14 @@ const ALLOWED_ARROWS: &[(&str, &[&str])] = &[
             "metastore-store",
         ],
     ),
+    (
+        "metastore-auth",
+        &[
+            "metastore-proto",
+            "metastore-revision-model",
+            "metastore-store",
+        ],
+    ),
     ("metastore-backup-file", &[]),
     ("metastore-raft-log", &["metastore-proto"]),
     (
@@ -124,6 +132,7 @@ const ALLOWED_ARROWS: &[(&str, &[&str])] = &[
             "metastore-store-rocksdb",
             "metastore-watch",
             "metastore-lease",
+            "metastore-auth",
             "metastore-backup-file",
             "metastore-raft-log",
             "metastore-consensus",
@@ -156,6 +165,7 @@ const PURE_CRATES: &[&str] = &[
     "metastore-store",
     "metastore-watch",
     "metastore-lease",
+    "metastore-auth",
     "metastore-operator-core",
     "metastore-operator-resources",
 ];

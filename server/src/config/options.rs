@@ -232,7 +232,6 @@ pub const FEATURE_GATES_OPTION: &str = "feature-gates";
 const NO_TLS: &str = "TLS";
 const ONLY_WITH_TLS: &str = "it matters only with TLS, which does not exist yet";
 const ONLY_WITH_DISCOVERY: &str = "it matters only with discovery, which does not exist yet";
-const ONLY_WITH_AUTH: &str = "it matters only with users and roles, which do not exist yet";
 const NO_BBOLT: &str = "it tunes bbolt, which MetaStore does not use";
 const LEGACY: &str = "it is a flag of an older etcd";
 
@@ -378,9 +377,9 @@ pub static OPTIONS: &[OptionSpec] = &{
         O::new(G::Security, "host-whitelist", K::Set, "*", "Host names that HTTP requests without TLS may name.")
             .empty("every host").unsupported("the host whitelist"),
         // Auth
-        O::new(G::Auth, "auth-token", K::Text, "simple", "Kind of token: 'simple' or 'jwt,…'.").unsupported("users, roles and tokens"),
-        O::new(G::Auth, "bcrypt-cost", K::Unsigned, "10", "Cost of password hashes.").ignored(ONLY_WITH_AUTH),
-        O::new(G::Auth, "auth-token-ttl", K::Unsigned, "300", "Life of a simple token.").unit("s").ignored(ONLY_WITH_AUTH),
+        O::new(G::Auth, "auth-token", K::Text, "simple", "Kind of token: 'simple', or 'jwt,sign-method=…,pub-key=…,priv-key=…,ttl=…'."),
+        O::new(G::Auth, "bcrypt-cost", K::Unsigned, "10", "Cost of password hashes, 4 to 31; each step doubles their time."),
+        O::new(G::Auth, "auth-token-ttl", K::Unsigned, "300", "Life of a simple token after its last use.").unit("s").empty("0 = 300"),
         // Monitoring
         O::new(G::Monitoring, "enable-pprof", K::Boolean, "false", "Serve CPU profiles under /debug/pprof/."),
         O::new(G::Monitoring, "metrics", K::Text, "basic", "'basic', or 'extensive' for histograms of gRPC calls."),

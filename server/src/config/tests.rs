@@ -455,10 +455,6 @@ fn what_does_not_exist_yet_is_refused_clearly() {
             "--listen-metrics-urls is not supported yet: health and metrics on ports of their own (docs/limitations.md)",
         ),
         (
-            &["--auth-token=jwt,pub-key=a"],
-            "--auth-token is not supported yet: users, roles and tokens (docs/limitations.md)",
-        ),
-        (
             &["--force-new-cluster"],
             "--force-new-cluster is not supported yet: forcing a new cluster (docs/limitations.md)",
         ),

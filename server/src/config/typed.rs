@@ -88,6 +88,12 @@ pub struct Config {
     pub warning_apply_duration: Duration,
     /// `--warning-unary-request-duration`.
     pub warning_unary_request_duration: Duration,
+    /// `--auth-token`, checked when the member starts.
+    pub auth_token: String,
+    /// `--auth-token-ttl`; zero means 300 s.
+    pub auth_token_ttl: Duration,
+    /// `--bcrypt-cost`.
+    pub bcrypt_cost: u64,
     /// `--feature-gates`.
     pub feature_gates: FeatureGates,
     /// `--force-new-cluster`.
@@ -237,6 +243,9 @@ impl Config {
             warning_apply_duration: duration("warning-apply-duration"),
             warning_unary_request_duration: nonzero("warning-unary-request-duration")
                 .unwrap_or(DEFAULT_WARNING_UNARY),
+            auth_token: settings.text("auth-token"),
+            auth_token_ttl: Duration::from_secs(settings.unsigned("auth-token-ttl")),
+            bcrypt_cost: settings.unsigned("bcrypt-cost"),
             feature_gates: settings.gates(),
             enable_pprof: settings.boolean("enable-pprof"),
             traces,

@@ -20,6 +20,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
 use metastore_consensus::completion::Mailbox;
+use metastore_proto::etcdserverpb::auth_server::AuthServer;
 use metastore_proto::etcdserverpb::cluster_server::ClusterServer;
 use metastore_proto::etcdserverpb::lease_server::LeaseServer;
 use metastore_proto::etcdserverpb::maintenance_server::MaintenanceServer;
@@ -31,6 +32,7 @@ use tower::Service;
 use crate::http::HttpService;
 use crate::node::Node;
 use crate::observe::metrics::grpc;
+use crate::rpc::auth::AuthService;
 use crate::rpc::cluster::ClusterService;
 use crate::rpc::key_value::{self, KeyValueService};
 use crate::rpc::lease::LeaseService;
@@ -55,6 +57,7 @@ struct GrpcServices {
     watch: WatchService,
     lease: LeaseServer<LeaseService>,
     cluster: ClusterServer<ClusterService>,
+    auth: AuthServer<AuthService>,
     maintenance: MaintenanceServer<MaintenanceService>,
     health: crate::rpc::health::HealthServer,
 }
@@ -74,6 +77,7 @@ impl GrpcServices {
             watch: WatchService::new(Arc::clone(node)),
             lease: limited!(LeaseServer, LeaseService),
             cluster: limited!(ClusterServer, ClusterService),
+            auth: limited!(AuthServer, AuthService),
             maintenance: limited!(MaintenanceServer, MaintenanceService),
             health: crate::rpc::health::server(Arc::clone(node)),
         }
@@ -112,6 +116,7 @@ impl GrpcServices {
             .map_or("", |(service, _)| service);
         let answer = match service {
             "etcdserverpb.Lease" => self.lease.clone().call(request).await,
+            "etcdserverpb.Auth" => self.auth.clone().call(request).await,
             "etcdserverpb.Cluster" => self.cluster.clone().call(request).await,
             "etcdserverpb.Maintenance" => self.maintenance.clone().call(request).await,
             "grpc.health.v1.Health" => self.health.clone().call(request).await,

@@ -573,6 +573,7 @@ mod tests {
             threshold: Threshold(Level::Info),
             format: Format::Json,
             outputs: vec![LogOutput::File(path.clone())],
+            rotation: None,
         };
         let sink = Arc::new(Sink::open(&options).expect("the file can be opened"));
         let layer = ZapLayer {

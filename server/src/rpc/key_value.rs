@@ -4,9 +4,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
-use futures::Stream;
+use futures::{Stream, StreamExt};
 use http::{Request, Response};
 use hyper::body::Incoming;
+use metastore_auth::Identity;
 use metastore_proto::codec::SmallBufferCodec;
 use metastore_proto::error_text::EtcdError;
 use metastore_proto::etcdserverpb::{
@@ -15,15 +16,16 @@ use metastore_proto::etcdserverpb::{
     request_op,
 };
 use metastore_proto::internal::command::Request as Proposal;
-use metastore_store::CommandResponse;
 use metastore_store::validate::{self, StreamRefusal};
+use metastore_store::{CommandResponse, Reader};
 use opentelemetry::KeyValue;
 use prost::Message;
 use tonic::Status;
 use tonic::server::{Grpc, ServerStreamingService};
 
 use super::unary::{self, CallOptions, ResponseBody};
-use super::{OnLearner, check_call, check_stream};
+use super::{OnLearner, check_call, check_stream, credentials};
+use crate::auth::Credentials;
 use crate::error::RequestError;
 use crate::node::Node;
 use crate::observe::metrics::grpc::{self, method};
@@ -86,11 +88,15 @@ impl KeyValueService {
     ///
     /// # Errors
     /// As etcd's Range.
-    pub async fn range(&self, request: RangeRequest) -> Result<RangeResponse, RequestError> {
+    pub async fn range(
+        &self,
+        request: RangeRequest,
+        credentials: &Credentials,
+    ) -> Result<RangeResponse, RequestError> {
         validate::range(&request)?;
         let started = Instant::now();
         let attributes = range_attributes(&request);
-        let answer = self.range_checked(request, started);
+        let answer = self.range_checked(request, credentials, started);
         let result = traces::in_span("range", attributes, answer).await;
         METRICS
             .request_duration
@@ -101,15 +107,23 @@ impl KeyValueService {
     async fn range_checked(
         &self,
         request: RangeRequest,
+        credentials: &Credentials,
         started: Instant,
     ) -> Result<RangeResponse, RequestError> {
         if !request.serializable {
             self.node.linearize().await?;
         }
+        let identity = self
+            .node
+            .authorize(credentials, |state, identity| {
+                state.check_range(identity, &request.key, &request.range_end)
+            })
+            .await?;
         let reading = Instant::now();
         let result = self.read(&request).await;
         METRICS.range_duration[usize::from(result.is_ok())]
             .observe(reading.elapsed().as_secs_f64());
+        self.node.check_unchanged(identity.as_ref())?;
         let mut response = result?;
         let (took, expected) = (started.elapsed(), self.node.config.warning_apply_duration);
         if took > expected {
@@ -132,12 +146,16 @@ impl KeyValueService {
     ///
     /// # Errors
     /// As etcd's Put.
-    pub async fn put(&self, request: PutRequest) -> Result<PutResponse, RequestError> {
+    pub async fn put(
+        &self,
+        request: PutRequest,
+        credentials: &Credentials,
+    ) -> Result<PutResponse, RequestError> {
         self.node.check_quota(quota::put_cost(&request)).await?;
         validate::put(&request)?;
         let key = traces::is_on().then(|| traces::text(&request.key));
         let attributes = || vec![KeyValue::new("key", key.unwrap_or_default())];
-        let proposal = self.node.propose_store(Proposal::Put(request));
+        let proposal = self.node.propose_store(Proposal::Put(request), credentials);
         match traces::in_span("put", attributes, proposal).await? {
             CommandResponse::Put(mut response) => {
                 self.node.fill(&mut response.header);
@@ -154,6 +172,7 @@ impl KeyValueService {
     pub async fn delete_range(
         &self,
         request: DeleteRangeRequest,
+        credentials: &Credentials,
     ) -> Result<DeleteRangeResponse, RequestError> {
         validate::delete_range(&request)?;
         let range = traces::is_on().then(|| {
@@ -162,7 +181,9 @@ impl KeyValueService {
                 KeyValue::new("range_end", traces::text(&request.range_end)),
             ]
         });
-        let proposal = self.node.propose_store(Proposal::DeleteRange(request));
+        let proposal = self
+            .node
+            .propose_store(Proposal::DeleteRange(request), credentials);
         match traces::in_span("delete_range", || range.unwrap_or_default(), proposal).await? {
             CommandResponse::DeleteRange(mut response) => {
                 self.node.fill(&mut response.header);
@@ -176,21 +197,30 @@ impl KeyValueService {
     ///
     /// # Errors
     /// As etcd's Txn.
-    pub async fn txn(&self, request: TxnRequest) -> Result<TxnResponse, RequestError> {
+    pub async fn txn(
+        &self,
+        request: TxnRequest,
+        credentials: &Credentials,
+    ) -> Result<TxnResponse, RequestError> {
         self.node.check_quota(quota::txn_cost(&request)).await?;
         validate::txn(&request, self.node.config.max_txn_ops)?;
         let attributes = traces::is_on().then(|| txn_attributes(&request));
-        let answer = self.txn_checked(request);
+        let answer = self.txn_checked(request, credentials);
         traces::in_span("txn", || attributes.unwrap_or_default(), answer).await
     }
 
-    async fn txn_checked(&self, request: TxnRequest) -> Result<TxnResponse, RequestError> {
+    async fn txn_checked(
+        &self,
+        request: TxnRequest,
+        credentials: &Credentials,
+    ) -> Result<TxnResponse, RequestError> {
         let started = Instant::now();
         let mut response = if is_read_only(&request) {
             if !is_serializable(&request) {
                 self.node.linearize().await?;
             }
             let reader = self.node.reader();
+            let identity = self.authorize_txn(&request, &reader, credentials).await?;
             let request = Arc::new(request);
             let shared = Arc::clone(&request);
             let reading = Instant::now();
@@ -200,6 +230,7 @@ impl KeyValueService {
                 result.is_ok(),
                 reading.elapsed().as_secs_f64(),
             );
+            self.node.check_unchanged(identity.as_ref())?;
             let response = result?;
             let (took, expected) = (started.elapsed(), self.node.config.warning_apply_duration);
             if took > expected {
@@ -207,13 +238,33 @@ impl KeyValueService {
             }
             response
         } else {
-            match self.node.propose_store(Proposal::Txn(request)).await? {
+            match self
+                .node
+                .propose_store(Proposal::Txn(request), credentials)
+                .await?
+            {
                 CommandResponse::Txn(response) => response,
                 other => return Err(Self::unexpected(&other)),
             }
         };
         self.node.fill(&mut response.header);
         Ok(response)
+    }
+
+    /// Whether a client may run a transaction that only reads; who it is.
+    async fn authorize_txn(
+        &self,
+        request: &TxnRequest,
+        reader: &Reader,
+        credentials: &Credentials,
+    ) -> Result<Option<Identity>, RequestError> {
+        if !self.node.auth().is_enabled() {
+            return Ok(None);
+        }
+        let identity = self.node.identify(credentials).await?;
+        let state = self.node.auth().state();
+        state.check_txn(identity.as_ref(), reader, request)?;
+        Ok(identity)
     }
 
     /// Compact.
@@ -223,7 +274,9 @@ impl KeyValueService {
     pub async fn compact(
         &self,
         request: CompactionRequest,
+        credentials: &Credentials,
     ) -> Result<CompactionResponse, RequestError> {
+        self.node.check_admin(credentials).await?;
         let physical = request.physical;
         let revision = request.revision;
         let attributes = || {
@@ -232,7 +285,9 @@ impl KeyValueService {
                 KeyValue::new("rev", revision),
             ]
         };
-        let proposal = self.node.propose_store(Proposal::Compaction(request));
+        let proposal = self
+            .node
+            .propose_store(Proposal::Compaction(request), credentials);
         let mut response = match traces::in_span("compact", attributes, proposal).await? {
             CommandResponse::Compaction(response) => response,
             other => return Err(Self::unexpected(&other)),
@@ -360,29 +415,32 @@ impl KeyValueService {
                     &method::RANGE,
                     request,
                     options,
-                    |headers, range: RangeRequest| async move {
+                    |parts, range: RangeRequest| async move {
                         let on_learner = if range.serializable {
                             OnLearner::Allowed
                         } else {
                             OnLearner::Refused
                         };
-                        check_call(node, &headers, on_learner)?;
-                        Ok(self.range(range).await?)
+                        check_call(node, &parts.headers, on_learner)?;
+                        let credentials = credentials(node, &parts.headers, &parts.extensions);
+                        Ok(self.range(range, &credentials).await?)
                     },
                 )
                 .await
             }
             Method::Put => {
-                unary::serve(&method::PUT, request, options, |headers, put| async move {
-                    check_call(node, &headers, OnLearner::Refused)?;
-                    Ok(self.put(put).await?)
+                unary::serve(&method::PUT, request, options, |parts, put| async move {
+                    check_call(node, &parts.headers, OnLearner::Refused)?;
+                    let credentials = credentials(node, &parts.headers, &parts.extensions);
+                    Ok(self.put(put, &credentials).await?)
                 })
                 .await
             }
             Method::Txn => {
-                unary::serve(&method::TXN, request, options, |headers, txn| async move {
-                    check_call(node, &headers, OnLearner::Refused)?;
-                    Ok(self.txn(txn).await?)
+                unary::serve(&method::TXN, request, options, |parts, txn| async move {
+                    check_call(node, &parts.headers, OnLearner::Refused)?;
+                    let credentials = credentials(node, &parts.headers, &parts.extensions);
+                    Ok(self.txn(txn, &credentials).await?)
                 })
                 .await
             }
@@ -391,9 +449,10 @@ impl KeyValueService {
                     &method::DELETE_RANGE,
                     request,
                     options,
-                    |headers, delete| async move {
-                        check_call(node, &headers, OnLearner::Refused)?;
-                        Ok(self.delete_range(delete).await?)
+                    |parts, delete| async move {
+                        check_call(node, &parts.headers, OnLearner::Refused)?;
+                        let credentials = credentials(node, &parts.headers, &parts.extensions);
+                        Ok(self.delete_range(delete, &credentials).await?)
                     },
                 )
                 .await
@@ -403,9 +462,10 @@ impl KeyValueService {
                     &method::COMPACT,
                     request,
                     options,
-                    |headers, compaction| async move {
-                        check_call(node, &headers, OnLearner::Refused)?;
-                        Ok(self.compact(compaction).await?)
+                    |parts, compaction| async move {
+                        check_call(node, &parts.headers, OnLearner::Refused)?;
+                        let credentials = credentials(node, &parts.headers, &parts.extensions);
+                        Ok(self.compact(compaction, &credentials).await?)
                     },
                 )
                 .await
@@ -442,6 +502,7 @@ impl ServerStreamingService<RangeRequest> for RangeStreaming {
         let node = Arc::clone(&self.0.node);
         Box::pin(async move {
             check_stream(&node, request.metadata().as_ref(), OnLearner::Refused)?;
+            let credentials = Credentials::read(request.metadata().as_ref(), request.extensions());
             let request = request.into_inner();
             validate::range_stream(&request).map_err(|refusal| match refusal {
                 StreamRefusal::Invalid(error) => Status::from(error),
@@ -450,10 +511,27 @@ impl ServerStreamingService<RangeRequest> for RangeStreaming {
             if !request.serializable {
                 node.linearize().await?;
             }
-            let chunks: RangeChunks = Box::pin(stream_range(node, request));
+            let identity = node
+                .authorize(&credentials, |state, identity| {
+                    state.check_range(identity, &request.key, &request.range_end)
+                })
+                .await?;
+            let chunks = stream_range(Arc::clone(&node), request);
+            let chunks: RangeChunks = Box::pin(unchanged_to_the_end(node, identity, chunks));
             Ok(tonic::Response::new(chunks))
         })
     }
+}
+
+/// The chunks of a stream, and at their end the error that users or roles have changed meanwhile.
+fn unchanged_to_the_end(
+    node: Arc<Node>,
+    identity: Option<Identity>,
+    chunks: impl Stream<Item = Result<RangeStreamResponse, Status>> + Send,
+) -> impl Stream<Item = Result<RangeStreamResponse, Status>> + Send {
+    let end = futures::stream::once(async move { node.check_unchanged(identity.as_ref()) })
+        .filter_map(|checked| std::future::ready(checked.err().map(|error| Err(error.into()))));
+    chunks.chain(end)
 }
 
 /// The chunks of a RangeStream: one revision for all, header, `more` and `count` on the last only.

@@ -18,7 +18,8 @@ use opentelemetry::KeyValue;
 use rand::Rng;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{OnLearner, check_call, check_stream, leader_lost};
+use super::{OnLearner, check_call, check_stream, credentials_of, leader_lost};
+use crate::auth::Credentials;
 use crate::error::RequestError;
 use crate::node::Node;
 use crate::observe::metrics::METRICS;
@@ -44,7 +45,9 @@ impl LeaseService {
     pub async fn grant_inner(
         &self,
         mut request: LeaseGrantRequest,
+        credentials: &Credentials,
     ) -> Result<LeaseGrantResponse, RequestError> {
+        self.node.check_identified(credentials).await?;
         self.node.check_quota(LEASE_COST).await?;
         while request.id == 0 {
             request.id = rand::rng().random::<i64>() & i64::MAX;
@@ -59,7 +62,9 @@ impl LeaseService {
             .map_err(|_| EtcdError::LeaseTTLTooLarge)?;
         let (id, ttl) = (request.id, request.ttl);
         let attributes = || vec![KeyValue::new("id", id), KeyValue::new("ttl", ttl)];
-        let proposal = self.node.propose_store(Proposal::LeaseGrant(request));
+        let proposal = self
+            .node
+            .propose_store(Proposal::LeaseGrant(request), credentials);
         match traces::in_span("lease_grant", attributes, proposal).await? {
             CommandResponse::LeaseGrant(mut response) => {
                 self.node.fill(&mut response.header);
@@ -78,13 +83,17 @@ impl LeaseService {
     pub async fn revoke_inner(
         &self,
         request: LeaseRevokeRequest,
+        credentials: &Credentials,
     ) -> Result<LeaseRevokeResponse, RequestError> {
+        self.node.check_identified(credentials).await?;
         let command = LeaseRevokeCommand {
             id: request.id,
             expired_in_term: 0,
         };
         let attributes = || vec![KeyValue::new("id", request.id)];
-        let proposal = self.node.propose_store(Proposal::LeaseRevoke(command));
+        let proposal = self
+            .node
+            .propose_store(Proposal::LeaseRevoke(command), credentials);
         match traces::in_span("lease_revoke", attributes, proposal).await? {
             CommandResponse::LeaseRevoke(mut response) => {
                 self.node.fill(&mut response.header);
@@ -100,11 +109,12 @@ impl LeaseService {
 async fn keep_alive(
     node: &Arc<Node>,
     request: LeaseKeepAliveRequest,
+    credentials: &Credentials,
 ) -> Result<LeaseKeepAliveResponse, Status> {
     // The header is taken before the renewal: its revision must not be later than a revision at
     // which the lease might already be gone.
     let header = node.header();
-    let ttl = node.renew_lease(request.id).await?;
+    let ttl = node.renew_lease(request.id, credentials).await?;
     Ok(LeaseKeepAliveResponse {
         header: Some(header),
         id: request.id,
@@ -119,7 +129,11 @@ impl Lease for LeaseService {
         request: Request<LeaseGrantRequest>,
     ) -> Result<Response<LeaseGrantResponse>, Status> {
         check_call(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
-        Ok(Response::new(self.grant_inner(request.into_inner()).await?))
+        let credentials = credentials_of(&self.node, &request);
+        let request = request.into_inner();
+        Ok(Response::new(
+            self.grant_inner(request, &credentials).await?,
+        ))
     }
 
     async fn lease_revoke(
@@ -127,8 +141,10 @@ impl Lease for LeaseService {
         request: Request<LeaseRevokeRequest>,
     ) -> Result<Response<LeaseRevokeResponse>, Status> {
         check_call(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
+        let credentials = credentials_of(&self.node, &request);
+        let request = request.into_inner();
         Ok(Response::new(
-            self.revoke_inner(request.into_inner()).await?,
+            self.revoke_inner(request, &credentials).await?,
         ))
     }
 
@@ -142,6 +158,7 @@ impl Lease for LeaseService {
         let requires_leader =
             check_stream(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
         let node = Arc::clone(&self.node);
+        let credentials = Credentials::read(request.metadata().as_ref(), request.extensions());
         let mut requests = request.into_inner();
         let stopped = node.stopped();
         let answers = async_stream::stream! {
@@ -168,7 +185,7 @@ impl Lease for LeaseService {
                 };
                 match request {
                     Some(Ok(request)) => {
-                        let answer = keep_alive(&node, request).await;
+                        let answer = keep_alive(&node, request, &credentials).await;
                         let failed = answer.is_err();
                         yield answer;
                         if failed {
@@ -193,7 +210,18 @@ impl Lease for LeaseService {
         request: Request<LeaseTimeToLiveRequest>,
     ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
         check_call(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
-        let mut response = self.node.lease_time_to_live(request.into_inner()).await?;
+        let credentials = credentials_of(&self.node, &request);
+        self.node.check_identified(&credentials).await?;
+        let request = request.into_inner();
+        let mut response = if request.keys {
+            let (id, revision) = (request.id, self.node.auth().revision());
+            self.node.check_lease_read(id, &credentials).await?;
+            let response = self.node.lease_time_to_live(request).await?;
+            self.node.check_auth_revision(revision)?;
+            response
+        } else {
+            self.node.lease_time_to_live(request).await?
+        };
         self.node.fill(&mut response.header);
         Ok(Response::new(response))
     }
@@ -203,14 +231,10 @@ impl Lease for LeaseService {
         request: Request<LeaseLeasesRequest>,
     ) -> Result<Response<LeaseLeasesResponse>, Status> {
         check_call(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
-        let leases = self
-            .node
-            .application
-            .leases
-            .by_expiry()
-            .into_iter()
-            .map(|id| LeaseStatus { id })
-            .collect();
+        let credentials = credentials_of(&self.node, &request);
+        let leases = self.node.application.leases.by_expiry();
+        self.node.check_leases_read(&leases, &credentials).await?;
+        let leases = leases.into_iter().map(|id| LeaseStatus { id }).collect();
         Ok(Response::new(LeaseLeasesResponse {
             header: Some(self.node.header()),
             leases,

@@ -19,7 +19,7 @@ use metastore_proto::internal::command::Request as Proposal;
 use tonic::{Request, Response, Status};
 
 use super::snapshot::snapshot;
-use super::{OnLearner, check_call, check_stream};
+use super::{OnLearner, check_call, check_stream, credentials_of};
 use crate::alarms;
 use crate::application::Response as ApplyResponse;
 use crate::error::RequestError;
@@ -156,6 +156,11 @@ impl Maintenance for MaintenanceService {
         request: Request<AlarmRequest>,
     ) -> Result<Response<AlarmResponse>, Status> {
         check_call(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
+        let credentials = credentials_of(&self.node, &request);
+        match request.get_ref().action() {
+            AlarmAction::Get => self.node.check_identified(&credentials).await?,
+            _ => self.node.check_admin(&credentials).await?,
+        }
         let response = self.alarm_inner(request.into_inner()).await?;
         Ok(Response::new(response))
     }
@@ -165,6 +170,8 @@ impl Maintenance for MaintenanceService {
         request: Request<StatusRequest>,
     ) -> Result<Response<StatusResponse>, Status> {
         check_call(&self.node, request.metadata().as_ref(), OnLearner::Allowed)?;
+        let credentials = credentials_of(&self.node, &request);
+        self.node.check_identified(&credentials).await?;
         Ok(Response::new(self.status_inner()?))
     }
 
@@ -173,6 +180,8 @@ impl Maintenance for MaintenanceService {
         request: Request<DefragmentRequest>,
     ) -> Result<Response<DefragmentResponse>, Status> {
         check_call(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
+        let credentials = credentials_of(&self.node, &request);
+        self.node.check_admin(&credentials).await?;
         if let Err(error) = self.node.defragment().await {
             tracing::warn!(%error, "failed to defragment");
             return Err(error.into());
@@ -183,6 +192,8 @@ impl Maintenance for MaintenanceService {
 
     async fn hash(&self, request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
         check_call(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
+        let credentials = credentials_of(&self.node, &request);
+        self.node.check_admin(&credentials).await?;
         let reader = self.node.reader();
         let started = Instant::now();
         let (hash, revision) = blocking(move || Ok((reader.hash()?, reader.revision()))).await?;
@@ -198,6 +209,8 @@ impl Maintenance for MaintenanceService {
         request: Request<HashKvRequest>,
     ) -> Result<Response<HashKvResponse>, Status> {
         check_call(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
+        let credentials = credentials_of(&self.node, &request);
+        self.node.check_admin(&credentials).await?;
         let started = Instant::now();
         let hash = self.node.hash_kv(request.into_inner().revision).await?;
         METRICS
@@ -218,6 +231,8 @@ impl Maintenance for MaintenanceService {
         request: Request<SnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
         check_stream(&self.node, request.metadata().as_ref(), OnLearner::Allowed)?;
+        let credentials = credentials_of(&self.node, &request);
+        self.node.check_admin(&credentials).await?;
         let engine = self.node.reader().engine();
         Ok(Response::new(Box::pin(snapshot(engine))))
     }
@@ -227,6 +242,8 @@ impl Maintenance for MaintenanceService {
         request: Request<MoveLeaderRequest>,
     ) -> Result<Response<MoveLeaderResponse>, Status> {
         check_call(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
+        let credentials = credentials_of(&self.node, &request);
+        self.node.check_admin(&credentials).await?;
         self.move_leader_inner(request.into_inner().target_id)
             .await?;
         // etcd leaves the header out here.
@@ -238,6 +255,8 @@ impl Maintenance for MaintenanceService {
         request: Request<DowngradeRequest>,
     ) -> Result<Response<DowngradeResponse>, Status> {
         check_call(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
+        let credentials = credentials_of(&self.node, &request);
+        self.node.check_admin(&credentials).await?;
         let response = self.node.downgrade(request.get_ref()).await?;
         Ok(Response::new(response))
     }

@@ -1,6 +1,7 @@
 //! The gRPC services, one file each. A handler validates in etcd's order, asks the node, and fills
 //! the header; it decides nothing else.
 
+pub mod auth;
 pub mod cluster;
 pub mod health;
 pub mod key_value;
@@ -12,10 +13,11 @@ pub mod watch;
 
 use std::sync::Arc;
 
-use http::HeaderMap;
+use http::{Extensions, HeaderMap};
 use metastore_proto::error_text::EtcdError;
 use tonic::Status;
 
+use crate::auth::Credentials;
 use crate::node::Node;
 use crate::observe::metrics::client_versions;
 use crate::observe::metrics::grpc::CallType;
@@ -81,6 +83,20 @@ fn check(
         return Err(EtcdError::NoLeader.into());
     }
     Ok(requires_leader)
+}
+
+/// What a request says about who sends it; nothing while authentication is off, which costs one load.
+/// A stream outlives that and reads its credentials in any case, with [`Credentials::read`].
+pub fn credentials(node: &Node, headers: &HeaderMap, extensions: &Extensions) -> Credentials {
+    match node.auth().is_enabled() {
+        true => Credentials::read(headers, extensions),
+        false => Credentials::None,
+    }
+}
+
+/// [`credentials`] of a request of tonic.
+pub fn credentials_of<T>(node: &Node, request: &tonic::Request<T>) -> Credentials {
+    credentials(node, request.metadata().as_ref(), request.extensions())
 }
 
 /// Election time-outs without a leader after which streams that asked for one are ended; etcd's

@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt;
@@ -213,7 +214,7 @@ pub async fn serve<Q, A, F>(
     method: &'static Method,
     request: Request<Incoming>,
     options: CallOptions,
-    handler: impl FnOnce(HeaderMap, Q) -> F,
+    handler: impl FnOnce(Parts, Q) -> F,
 ) -> Response<ResponseBody>
 where
     Q: Message + Default + Loggable<A>,
@@ -237,7 +238,7 @@ where
     let mut call = Call::start(method, &parts.headers);
     call.received(1, message.len());
     let started = Instant::now();
-    let answer = call.run(handler(parts.headers, request)).await;
+    let answer = call.run(handler(parts, request)).await;
     let took = started.elapsed();
     if took > options.warning_duration {
         log_slow::<Q, A>(&message, answer.as_ref().ok(), took, options.remote);

@@ -13,7 +13,9 @@ use http_body::{Body as HttpBody, Frame};
 use hyper::body::Incoming;
 use metastore_proto::codec::SmallBufferCodec;
 use metastore_proto::error_text::EtcdError;
-use metastore_proto::etcdserverpb::{WatchRequest, WatchResponse, watch_request::RequestUnion};
+use metastore_proto::etcdserverpb::{
+    WatchCreateRequest, WatchRequest, WatchResponse, watch_request::RequestUnion,
+};
 use metastore_watch::WatchOutput;
 use prost::Message;
 use tonic::codec::Codec;
@@ -21,6 +23,7 @@ use tonic::{Code, Status, Streaming};
 
 use super::unary::{self, ResponseBody};
 use super::{OnLearner, check_stream, leader_lost};
+use crate::auth::Credentials;
 use crate::node::Node;
 use crate::observe::metrics::METRICS;
 use crate::observe::metrics::grpc::{Call, method};
@@ -58,6 +61,7 @@ impl WatchService {
                 return unary::failure(status);
             }
         };
+        let credentials = Credentials::read(request.headers(), request.extensions());
         let decoder = SmallBufferCodec::<WatchResponse, WatchRequest>::default().decoder();
         let requests = Streaming::new_request(
             decoder,
@@ -65,7 +69,8 @@ impl WatchService {
             None,
             Some(self.node.receive_bytes_max()),
         );
-        let body = WatchBody::new(Arc::clone(&self.node), requests, requires_leader, call);
+        let node = Arc::clone(&self.node);
+        let body = WatchBody::new(node, requests, credentials, requires_leader, call);
         let mut response = Response::new(ResponseBody::Watch(Box::new(body)));
         response.headers_mut().insert(
             header::CONTENT_TYPE,
@@ -79,12 +84,18 @@ impl WatchService {
 pub struct WatchBody {
     node: Arc<Node>,
     requests: Option<Streaming<WatchRequest>>,
+    credentials: Credentials,
+    /// The create request whose permission is being found out. Later requests wait for it.
+    asking: Option<BoxFuture<'static, Asked>>,
     outputs: metastore_watch::Stream,
     leader_lost: Option<BoxFuture<'static, ()>>,
     stopping: BoxFuture<'static, ()>,
     end: End,
     call: Call,
 }
+
+/// A create request and why the client may not.
+type Asked = (WatchCreateRequest, Result<(), EtcdError>);
 
 enum End {
     Open,
@@ -96,10 +107,13 @@ impl WatchBody {
     fn new(
         node: Arc<Node>,
         requests: Streaming<WatchRequest>,
+        credentials: Credentials,
         requires_leader: bool,
         call: Call,
     ) -> Self {
         Self {
+            credentials,
+            asking: None,
             outputs: node.application.hub.open_stream(),
             leader_lost: requires_leader.then(|| leader_lost(Arc::clone(&node)).boxed()),
             stopping: node.stopped().boxed(),
@@ -113,7 +127,7 @@ impl WatchBody {
     fn accept(&mut self, request: WatchRequest) {
         self.call.received(1, request.encoded_len());
         match request.request_union {
-            Some(RequestUnion::CreateRequest(create)) => self.outputs.create(&create),
+            Some(RequestUnion::CreateRequest(create)) => self.create(create),
             Some(RequestUnion::CancelRequest(cancel)) => self.outputs.cancel(cancel.watch_id),
             Some(RequestUnion::ProgressRequest(_)) => self.outputs.request_progress(),
             // etcd ignores what it does not know.
@@ -121,10 +135,49 @@ impl WatchBody {
         }
     }
 
+    fn create(&mut self, create: WatchCreateRequest) {
+        // A start that cannot be is answered before anybody asks who the client is, as in etcd.
+        if !self.node.auth().is_enabled() || create.start_revision < 0 {
+            return self.outputs.create(&create);
+        }
+        let node = Arc::clone(&self.node);
+        let credentials = self.credentials.clone();
+        self.asking = Some(Box::pin(async move {
+            let permitted = node
+                .authorize(&credentials, |state, identity| {
+                    // No key means from the first one on.
+                    let key = match &create.key[..] {
+                        [] => b"\0",
+                        key => key,
+                    };
+                    state.check_range(identity, key, &create.range_end)
+                })
+                .await;
+            (create, permitted.map(|_| ()))
+        }));
+    }
+
+    /// Goes on with the create request whose permission was asked for; false while it is open.
+    fn poll_asking(&mut self, context: &mut Context<'_>) -> bool {
+        let Some(asking) = &mut self.asking else {
+            return true;
+        };
+        let Poll::Ready((create, permitted)) = asking.poll_unpin(context) else {
+            return false;
+        };
+        self.asking = None;
+        match permitted {
+            Ok(()) => self.outputs.create(&create),
+            Err(error) => self.outputs.reject(&create, refusal(error)),
+        }
+        true
+    }
+
     /// Takes in what the client asks, until it has nothing more to say for now.
     fn poll_requests(&mut self, context: &mut Context<'_>) {
         // A client that does not read its answers is not listened to either.
-        while self.outputs.takes_requests()
+        while self.poll_asking(context)
+            && self.outputs.takes_requests()
             && let Some(requests) = &mut self.requests
         {
             match requests.poll_next_unpin(context) {
@@ -231,6 +284,15 @@ fn observe_frame(took: Duration, events: usize) {
     METRICS
         .watch_frame_per_event
         .observe(seconds / events as f64);
+}
+
+/// The reason of a refused watch: what Go prints of the status.
+fn refusal(error: EtcdError) -> String {
+    let told = match error {
+        EtcdError::InvalidAuthToken | EtcdError::AuthOldRevision | EtcdError::UserEmpty => error,
+        _ => EtcdError::PermissionDenied,
+    };
+    format!("rpc error: code = {:?} desc = {told}", told.code())
 }
 
 /// A status as trailers.

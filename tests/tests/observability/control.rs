@@ -356,12 +356,13 @@ impl Control {
         ];
         text.split_inclusive('\n')
             .map(|part| {
-                if fleeting
+                let is_fleeting = fleeting
                     .iter()
-                    .any(|word| part.contains(word) || line.contains(word))
+                    .any(|word| part.contains(word) || line.contains(word));
+                if is_fleeting
+                    || line.starts_with("endpoint status")
+                    || line.starts_with("member list")
                 {
-                    shape(part)
-                } else if line.starts_with("endpoint status") || line.starts_with("member list") {
                     shape(part)
                 } else {
                     part.to_owned()

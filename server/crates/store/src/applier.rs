@@ -206,15 +206,7 @@ impl Applier {
             Some(Request::LeaseCheckpoint(checkpoint)) => {
                 Ok(self.execute_lease_checkpoint(checkpoint))
             }
-            Some(
-                Request::Alarm(_)
-                | Request::MemberPublish(_)
-                | Request::MemberUpdate(_)
-                | Request::ClusterVersionSet(_)
-                | Request::DowngradeInfoSet(_)
-                | Request::Bootstrap(_),
-            )
-            | None => panic!("this command is not the store's: the server executes it itself"),
+            _ => panic!("this command is not the store's: the server executes it itself"),
         }
     }
 
