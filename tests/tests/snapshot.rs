@@ -23,6 +23,8 @@ mod memory;
 mod offline;
 #[path = "snapshot/stream.rs"]
 mod stream;
+#[path = "snapshot/users.rs"]
+mod users;
 
 /// A test that takes longer hangs.
 const TEST_LIMIT: Duration = Duration::from_secs(180);
