@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use futures::Stream;
 use http::{Request, Response};
-use hyper::body::Incoming;
 use metastore_proto::codec::SmallBufferCodec;
 use metastore_proto::error_text::EtcdError;
 use metastore_proto::etcdserverpb::{
@@ -20,6 +19,7 @@ use prost::Message;
 use tonic::Status;
 use tonic::server::{Grpc, ServerStreamingService};
 
+use super::services::RequestBody;
 use super::unary::{self, ResponseBody};
 use super::{OnLearner, check_call};
 use crate::error::RequestError;
@@ -232,7 +232,11 @@ fn is_serializable(request: &TxnRequest) -> bool {
 
 impl KeyValueService {
     /// Answers a call of the KV service.
-    pub async fn call(&self, request: Request<Incoming>, method: Method) -> Response<ResponseBody> {
+    pub async fn call<B: RequestBody>(
+        &self,
+        request: Request<B>,
+        method: Method,
+    ) -> Response<ResponseBody> {
         let bytes_max = self.node.receive_bytes_max();
         let node = &self.node;
         match method {

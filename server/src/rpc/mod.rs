@@ -2,10 +2,15 @@
 //! the header; it decides nothing else.
 
 pub mod cluster;
+pub mod concurrency;
+pub mod election;
 pub mod health;
+pub mod in_process;
 pub mod key_value;
 pub mod lease;
+pub mod lock;
 pub mod maintenance;
+pub mod services;
 pub mod snapshot;
 pub mod unary;
 pub mod watch;

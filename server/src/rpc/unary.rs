@@ -11,10 +11,11 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use prost::Message;
 use prost::encoding::{DecodeContext, WireType, decode_key, skip_field};
 use tonic::{Code, Status};
+
+use super::services::RequestBody;
 
 /// Flag and length in front of each message.
 const PREFIX_BYTES: usize = 5;
@@ -32,6 +33,8 @@ pub enum ResponseBody {
     Tonic(tonic::body::Body),
     /// Plain HTTP.
     Plain(http_body_util::Full<Bytes>),
+    /// Plain HTTP that comes piece by piece.
+    Pieces(http_body_util::combinators::UnsyncBoxBody<Bytes, Status>),
 }
 
 /// One gRPC message and its trailers.
@@ -65,6 +68,7 @@ impl HttpBody for ResponseBody {
             Self::Plain(body) => Pin::new(body)
                 .poll_frame(context)
                 .map_err(|never| match never {}),
+            Self::Pieces(body) => Pin::new(body).poll_frame(context),
         }
     }
 
@@ -74,6 +78,7 @@ impl HttpBody for ResponseBody {
             Self::Watch(body) => body.is_end_stream(),
             Self::Tonic(body) => body.is_end_stream(),
             Self::Plain(body) => body.is_end_stream(),
+            Self::Pieces(body) => body.is_end_stream(),
         }
     }
 
@@ -82,6 +87,7 @@ impl HttpBody for ResponseBody {
             Self::Unary(_) | Self::Watch(_) => SizeHint::default(),
             Self::Tonic(body) => body.size_hint(),
             Self::Plain(body) => body.size_hint(),
+            Self::Pieces(body) => body.size_hint(),
         }
     }
 }
@@ -105,7 +111,7 @@ fn success(message: Bytes) -> Response<ResponseBody> {
 }
 
 /// Reads the message of a unary call.
-async fn read_message(mut body: Incoming, bytes_max: usize) -> Result<Bytes, Status> {
+async fn read_message(mut body: impl RequestBody, bytes_max: usize) -> Result<Bytes, Status> {
     let mut received = BytesMut::new();
     let mut expected = None;
     while let Some(frame) = body.frame().await {
@@ -188,12 +194,13 @@ fn encode<A: Message>(answer: &A) -> Bytes {
 }
 
 /// Serves one call: reads and decodes the request, runs the handler, frames its answer.
-pub async fn serve<Q, A, F>(
-    request: Request<Incoming>,
+pub async fn serve<B, Q, A, F>(
+    request: Request<B>,
     bytes_max: usize,
     handler: impl FnOnce(HeaderMap, Q) -> F,
 ) -> Response<ResponseBody>
 where
+    B: RequestBody,
     Q: Message + Default,
     A: Message,
     F: Future<Output = Result<A, Status>>,

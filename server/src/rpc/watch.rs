@@ -9,7 +9,6 @@ use bytes::{BufMut, Bytes, BytesMut};
 use futures::{FutureExt, StreamExt, future::BoxFuture};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
 use http_body::{Body as HttpBody, Frame};
-use hyper::body::Incoming;
 use metastore_proto::codec::SmallBufferCodec;
 use metastore_proto::error_text::EtcdError;
 use metastore_proto::etcdserverpb::{WatchRequest, WatchResponse, watch_request::RequestUnion};
@@ -17,6 +16,7 @@ use metastore_watch::WatchOutput;
 use tonic::codec::Codec;
 use tonic::{Status, Streaming};
 
+use super::services::RequestBody;
 use super::unary::{self, ResponseBody};
 use super::{OnLearner, check_call, leader_lost};
 use crate::node::Node;
@@ -39,7 +39,7 @@ impl WatchService {
     }
 
     /// Answers a call of the Watch service; `known`: of its only method.
-    pub fn call(&self, request: Request<Incoming>, known: bool) -> Response<ResponseBody> {
+    pub fn call<B: RequestBody>(&self, request: Request<B>, known: bool) -> Response<ResponseBody> {
         if !known {
             return unary::failure(Status::unimplemented(
                 "unknown method for service etcdserverpb.Watch",
