@@ -6,7 +6,7 @@
 //!
 //! * [`programs`]: where the programs are.
 //! * [`member`], [`cluster`]: processes under test.
-//! * [`client`]: gRPC clients.
+//! * [`client`]: gRPC clients; [`http`]: plain HTTP.
 //! * [`script`]: the language of the differential tests; [`script_runner`] runs it on a store;
 //!   [`script_generator`] makes random ones.
 //! * [`history`]: what clients saw, and whether a linearizable store could have shown it.
@@ -16,6 +16,7 @@
 pub mod client;
 pub mod cluster;
 pub mod history;
+pub mod http;
 pub mod load;
 pub mod member;
 pub mod patience;
