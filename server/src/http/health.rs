@@ -57,9 +57,9 @@ impl Check {
 }
 
 /// The alarms of the cluster, whoever raised them.
-fn alarms(_node: &Arc<Node>) -> Vec<AlarmType> {
-    // Nothing raises one yet.
-    Vec::new()
+fn alarms(node: &Arc<Node>) -> Vec<AlarmType> {
+    let raised = node.application.alarms.list(0);
+    raised.into_iter().map(|alarm| alarm.alarm()).collect()
 }
 
 /// Reads something, from this member's own state or from the cluster's.

@@ -13,6 +13,9 @@ mod gateway;
 mod health;
 mod rest;
 
+mod debug;
+mod metrics;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -144,6 +147,7 @@ impl HttpService {
         let answer = match path {
             "/version" if request.method() != Method::GET => method_not_allowed("GET"),
             "/version" => self.version(),
+            path if path.starts_with("/debug/") => debug::answer(&self.node, &request).await,
             _ => self.metrics_port(&request).await,
         };
         answer.map(ResponseBody::Plain)
@@ -151,6 +155,9 @@ impl HttpService {
 
     /// What metrics ports answer too.
     async fn metrics_port(&self, request: &Request<Incoming>) -> Answer {
+        if request.uri().path() == "/metrics" {
+            return metrics::answer(Arc::clone(&self.node)).await;
+        }
         match health::answer(&self.node, request).await {
             Some(answer) => answer,
             None => not_found(),
@@ -186,7 +193,9 @@ impl HttpService {
         let body = format!(
             r#"{{"etcdserver":"{}","etcdcluster":"{cluster}","storage":"{}"}}"#,
             version::ETCD_VERSION,
-            version::STORAGE_VERSION
+            directory
+                .storage_version()
+                .map_or_else(|| "unknown".to_owned(), |version| version.to_string())
         );
         text(StatusCode::OK, "application/json", body)
     }

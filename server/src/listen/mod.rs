@@ -8,6 +8,7 @@ pub mod peer_certificate;
 pub mod sockets;
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread;
 
@@ -39,11 +40,15 @@ struct Services {
 }
 
 impl Services {
-    async fn call(self: Arc<Self>, request: Request<Incoming>) -> Response<ResponseBody> {
+    async fn call(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        remote: Option<SocketAddr>,
+    ) -> Response<ResponseBody> {
         if !is_grpc(&request) {
             return Box::pin(self.http.call(request, HttpRoutes::Client, false)).await;
         }
-        self.grpc.call(request).await
+        self.grpc.call(request, remote).await
     }
 }
 
@@ -55,9 +60,9 @@ fn is_grpc(request: &Request<Incoming>) -> bool {
 }
 
 async fn serve_connection(stream: TcpStream, services: Arc<Services>, streams_max: u32) {
-    let peer = stream.peer_addr();
+    let remote = stream.peer_addr().ok();
     let service = service_fn(move |request: Request<Incoming>| {
-        let answer = Arc::clone(&services).call(request);
+        let answer = Arc::clone(&services).call(request, remote);
         // On the heap at once: HTTP/2 moves the future several times before it runs.
         Box::pin(async move { Ok::<_, Infallible>(answer.await) })
     });
@@ -71,7 +76,7 @@ async fn serve_connection(stream: TcpStream, services: Arc<Services>, streams_ma
         .serve_connection_with_upgrades(TokioIo::new(stream), service)
         .await
     {
-        tracing::debug!(%error, remote = ?peer.ok(), "client connection ended");
+        tracing::debug!(%error, ?remote, "client connection ended");
     }
 }
 

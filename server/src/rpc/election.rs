@@ -18,7 +18,7 @@ use tonic::{Request, Response, Status};
 
 use super::concurrency::{self, Session, Withdrawal};
 use super::services::BaseServices;
-use super::{OnLearner, check_call, leader_lost};
+use super::{OnLearner, check_call, check_stream, leader_lost};
 use crate::node::Node;
 
 /// The Election service of a member.
@@ -168,13 +168,9 @@ impl ElectionService {
         Self { node, services }
     }
 
-    fn begin<T>(&self, request: &Request<T>) -> Result<(Session, bool), Status> {
-        let requires_leader =
-            check_call(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
-        Ok((
-            Session::new(self.services.clone(), request),
-            requires_leader,
-        ))
+    fn begin<T>(&self, request: &Request<T>) -> Result<Session, Status> {
+        check_call(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
+        Ok(Session::new(self.services.clone(), request))
     }
 }
 
@@ -184,7 +180,7 @@ impl Election for ElectionService {
         &self,
         request: Request<CampaignRequest>,
     ) -> Result<Response<CampaignResponse>, Status> {
-        let (session, _) = self.begin(&request)?;
+        let session = self.begin(&request)?;
         Ok(Response::new(
             campaign(&session, request.into_inner()).await?,
         ))
@@ -194,7 +190,7 @@ impl Election for ElectionService {
         &self,
         request: Request<ProclaimRequest>,
     ) -> Result<Response<ProclaimResponse>, Status> {
-        let (session, _) = self.begin(&request)?;
+        let session = self.begin(&request)?;
         let request = request.into_inner();
         let leader = request.leader.ok_or_else(missing_leader_key)?;
         let lease = session.lease(leader.lease).await?;
@@ -206,7 +202,7 @@ impl Election for ElectionService {
         &self,
         request: Request<LeaderRequest>,
     ) -> Result<Response<LeaderResponse>, Status> {
-        let (session, _) = self.begin(&request)?;
+        let session = self.begin(&request)?;
         let prefix = concurrency::prefix_of(&request.into_inner().name);
         let found = session
             .range(concurrency::edge_of(
@@ -228,7 +224,9 @@ impl Election for ElectionService {
     type ObserveStream = Leaders;
 
     async fn observe(&self, request: Request<LeaderRequest>) -> Result<Response<Leaders>, Status> {
-        let (session, requires_leader) = self.begin(&request)?;
+        let requires_leader =
+            check_stream(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
+        let session = Session::new(self.services.clone(), &request);
         let prefix = concurrency::prefix_of(&request.into_inner().name);
         let node = Arc::clone(&self.node);
         let leaders = async_stream::stream! {
@@ -266,7 +264,7 @@ impl Election for ElectionService {
         &self,
         request: Request<ResignRequest>,
     ) -> Result<Response<ResignResponse>, Status> {
-        let (session, _) = self.begin(&request)?;
+        let session = self.begin(&request)?;
         let leader = request.into_inner().leader.ok_or_else(missing_leader_key)?;
         let resigned = session.txn(resignation(&leader.key, leader.rev)).await?;
         Ok(Response::new(ResignResponse {

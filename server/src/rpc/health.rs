@@ -11,7 +11,6 @@ use tonic_health::pb::health_server::HealthServer as Generated;
 use tonic_health::server::{HealthReporter, HealthService};
 use tower::Service;
 
-use super::services::RequestBody;
 use crate::node::Node;
 
 /// The health service as a tower service.
@@ -34,7 +33,11 @@ pub fn server(_node: Arc<Node>) -> HealthServer {
     }
 }
 
-impl<B: RequestBody> Service<Request<B>> for HealthServer {
+impl<B> Service<Request<B>> for HealthServer
+where
+    B: http_body::Body + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
+{
     type Response = Response<Body>;
     type Error = std::convert::Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;

@@ -34,13 +34,13 @@ pub trait Callee: Clone + Send + Sync + 'static {
 
 impl Callee for BaseServices {
     async fn answer(&self, request: Request<Body>) -> Response<ResponseBody> {
-        self.call(request).await
+        self.call(request, None).await
     }
 }
 
 impl Callee for GrpcServices {
     async fn answer(&self, request: Request<Body>) -> Response<ResponseBody> {
-        self.call(request).await
+        self.call(request, None).await
     }
 }
 

@@ -1,6 +1,6 @@
 //! `/health`, `/livez`, `/readyz`.
 
-use metastore_tests::http::HttpRequest;
+use metastore_tests::raw_http::HttpRequest;
 use metastore_tests::{Cluster, eventually};
 
 use super::json::compare;

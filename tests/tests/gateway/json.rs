@@ -1,6 +1,6 @@
 //! The JSON gateway: the same HTTP requests to etcd and to MetaStore.
 
-use metastore_tests::http::{HttpAnswer, HttpRequest};
+use metastore_tests::raw_http::{HttpAnswer, HttpRequest};
 
 use super::*;
 

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use metastore_tests::http::{HttpAnswer, HttpRequest};
+use metastore_tests::raw_http::{HttpAnswer, HttpRequest};
 use metastore_tests::{Member, Program, eventually};
 
 use super::*;
@@ -242,7 +242,7 @@ async fn a_long_poll_ends_with_the_change() {
 }
 
 /// The next event: its lines up to the empty one.
-async fn next_event(stream: &mut metastore_tests::http::HttpStream) -> Vec<String> {
+async fn next_event(stream: &mut metastore_tests::raw_http::HttpStream) -> Vec<String> {
     let mut lines = Vec::new();
     while let Some(line) = stream.line().await {
         if line.is_empty() {

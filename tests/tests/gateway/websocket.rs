@@ -1,6 +1,6 @@
 //! Websockets to the gateway, with frames made by hand.
 
-use metastore_tests::http::{HttpRequest, HttpStream};
+use metastore_tests::raw_http::{HttpRequest, HttpStream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::json::normal;
