@@ -10,11 +10,18 @@
 //!                      └────── answer, watch hub ◄─────────┘
 //! ```
 
+pub mod alarms;
 pub mod application;
 pub mod applied_position;
+pub mod auth;
+pub mod auto_compaction;
+pub mod backup;
 pub mod bootstrap;
+pub mod cluster_version;
 pub mod compaction;
 pub mod config;
+pub mod corruption;
+pub mod defragment;
 pub mod engines;
 pub mod error;
 pub mod http;
@@ -26,9 +33,13 @@ pub mod member_directory;
 pub mod membership;
 pub mod node;
 pub mod observe;
+pub mod offline;
 pub mod peer_activity;
 pub mod peer_service;
+pub mod quota;
 pub mod rpc;
+pub mod slow_requests;
+pub mod space;
 pub mod startup;
 pub mod tasks;
 pub mod version;

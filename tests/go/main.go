@@ -3,7 +3,7 @@
 //	clientv3-check -endpoints URL[,URL] [-duration 10s] COMMAND
 //
 // Each command works on keys below "check/COMMAND/" of its own. It prints one line of JSON and
-// exits 0, or says what was wrong and exits 1. The commands `watch` and `keepalive` print READY
+// exits 0, or says what was wrong and exits 1. The commands `watch`, `keepalive` and `relogin` print READY
 // first and then run for -duration, while the caller restarts members.
 package main
 
@@ -26,6 +26,7 @@ const commandLimit = 60 * time.Second
 // check carries what every command needs.
 type check struct {
 	client   *clientv3.Client
+	config   clientv3.Config
 	prefix   string
 	duration time.Duration
 	count    int
@@ -71,6 +72,8 @@ var commands = map[string]func(context.Context, *check){
 	"election":  election,
 	"stm":       softwareTransactions,
 	"members":   members,
+	"auth":      authentication,
+	"relogin":   relogin,
 }
 
 func main() {
@@ -83,11 +86,12 @@ func main() {
 		fail("unknown command %q", name)
 	}
 
-	client, err := clientv3.New(clientv3.Config{
+	config := clientv3.Config{
 		Endpoints:   strings.Split(*endpoints, ","),
 		DialTimeout: 5 * time.Second,
 		Logger:      zap.NewNop(),
-	})
+	}
+	client, err := clientv3.New(config)
 	if err != nil {
 		fail("cannot make a client: %v", err)
 	}
@@ -95,7 +99,7 @@ func main() {
 
 	ctx, cancel := context.WithTimeout(context.Background(), commandLimit+*duration)
 	defer cancel()
-	state := &check{client: client, prefix: "check/" + name + "/", duration: *duration}
+	state := &check{client: client, config: config, prefix: "check/" + name + "/", duration: *duration}
 	start := time.Now()
 	command(ctx, state)
 	line, _ := json.Marshal(map[string]any{

@@ -317,11 +317,7 @@ tls-max-version: 'TLS1.3'
         .filter(|notice| notice.message.contains("has no effect yet"))
         .map(|notice| notice.message.as_str())
         .collect();
-    assert_eq!(
-        later.len(),
-        2,
-        "auto-compaction-retention and enable-pprof: {later:?}"
-    );
+    assert_eq!(later.len(), 1, "enable-pprof: {later:?}");
     assert!(
         !notices
             .iter()
@@ -457,10 +453,6 @@ fn what_does_not_exist_yet_is_refused_clearly() {
         (
             &["--listen-metrics-urls=http://127.0.0.1:2381"],
             "--listen-metrics-urls is not supported yet: health and metrics on ports of their own (docs/limitations.md)",
-        ),
-        (
-            &["--auth-token=jwt,pub-key=a"],
-            "--auth-token is not supported yet: users, roles and tokens (docs/limitations.md)",
         ),
         (
             &["--force-new-cluster"],

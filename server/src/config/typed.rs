@@ -8,6 +8,7 @@ use super::options::{OPTIONS, is_legacy};
 use super::settings::Settings;
 use super::url::ListenUrl;
 use crate::observe::log::LogOptions;
+use crate::observe::traces::TraceOptions;
 
 /// Everything that the options say about one member.
 ///
@@ -61,6 +62,15 @@ pub struct Config {
     /// `--socket-reuse-address`.
     pub socket_reuse_address: bool,
 
+    /// `--enable-grpc-gateway`.
+    pub enable_grpc_gateway: bool,
+    /// `--enable-http-api`.
+    pub enable_http_api: bool,
+    /// `--cors`: origins, or `*`; empty means every origin.
+    pub cors: Vec<String>,
+    /// `--host-whitelist`: host names, or `*`; empty means every host.
+    pub host_whitelist: Vec<String>,
+
     /// `--initial-advertise-peer-urls`, sorted.
     pub initial_advertise_peer_urls: Vec<ListenUrl>,
     /// `--advertise-client-urls`, sorted.
@@ -87,9 +97,31 @@ pub struct Config {
     pub warning_apply_duration: Duration,
     /// `--warning-unary-request-duration`.
     pub warning_unary_request_duration: Duration,
+    /// `--auth-token`, checked when the member starts.
+    pub auth_token: String,
+    /// `--auth-token-ttl`; zero means 300 s.
+    pub auth_token_ttl: Duration,
+    /// `--bcrypt-cost`.
+    pub bcrypt_cost: u64,
     /// `--feature-gates`.
     pub feature_gates: FeatureGates,
+    /// `--force-new-cluster`.
+    pub force_new_cluster: bool,
+    /// `--corrupt-check-time`; nothing means never.
+    pub corrupt_check_time: Option<Duration>,
+    /// `--compact-hash-check-time`, never 0.
+    pub compact_hash_check_time: Duration,
+    /// `--downgrade-check-time`; nothing means never.
+    pub downgrade_check_time: Option<Duration>,
+    /// `--bootstrap-defrag-threshold-megabytes`; 0 means never.
+    pub bootstrap_defrag_threshold_megabytes: u64,
 
+    /// `--enable-pprof`.
+    pub enable_pprof: bool,
+    /// The options about distributed tracing; nothing: it is off.
+    pub traces: Option<TraceOptions>,
+    /// `--metrics=extensive`.
+    pub extensive_metrics: bool,
     /// `--log-level`, `--log-format` and `--log-outputs`.
     pub log: LogOptions,
 
@@ -153,6 +185,7 @@ pub(super) struct Resolved {
     pub(super) initial_cluster: String,
     pub(super) auto_compaction: AutoCompaction,
     pub(super) log: LogOptions,
+    pub(super) traces: Option<TraceOptions>,
 }
 
 impl Config {
@@ -164,6 +197,7 @@ impl Config {
             initial_cluster,
             auto_compaction,
             log,
+            traces,
         } = resolved;
         let duration = |name| duration(settings.nanoseconds(name));
         let nonzero = |name| Some(duration(name)).filter(|time| !time.is_zero());
@@ -196,6 +230,10 @@ impl Config {
             listen_metrics_urls: settings.urls("listen-metrics-urls"),
             socket_reuse_port: settings.boolean("socket-reuse-port"),
             socket_reuse_address: settings.boolean("socket-reuse-address"),
+            enable_grpc_gateway: settings.boolean("enable-grpc-gateway"),
+            enable_http_api: settings.boolean("enable-http-api"),
+            cors: settings.list("cors"),
+            host_whitelist: settings.list("host-whitelist"),
             initial_advertise_peer_urls: advertise_peer_urls,
             advertise_client_urls,
             initial_cluster_text: initial_cluster,
@@ -218,7 +256,19 @@ impl Config {
             warning_apply_duration: duration("warning-apply-duration"),
             warning_unary_request_duration: nonzero("warning-unary-request-duration")
                 .unwrap_or(DEFAULT_WARNING_UNARY),
+            auth_token: settings.text("auth-token"),
+            auth_token_ttl: Duration::from_secs(settings.unsigned("auth-token-ttl")),
+            bcrypt_cost: settings.unsigned("bcrypt-cost"),
             feature_gates: settings.gates(),
+            enable_pprof: settings.boolean("enable-pprof"),
+            traces,
+            extensive_metrics: settings.text("metrics") == "extensive",
+            force_new_cluster: settings.boolean("force-new-cluster"),
+            corrupt_check_time: nonzero("corrupt-check-time"),
+            compact_hash_check_time: duration("compact-hash-check-time"),
+            downgrade_check_time: nonzero("downgrade-check-time"),
+            bootstrap_defrag_threshold_megabytes: settings
+                .unsigned("bootstrap-defrag-threshold-megabytes"),
             log,
             engine: match settings.text("engine").as_str() {
                 "memory" => Engine::Memory,

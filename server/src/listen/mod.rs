@@ -8,6 +8,7 @@ pub mod peer_certificate;
 pub mod sockets;
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread;
 
@@ -17,86 +18,20 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
 use metastore_consensus::completion::Mailbox;
-use metastore_proto::etcdserverpb::cluster_server::ClusterServer;
-use metastore_proto::etcdserverpb::lease_server::LeaseServer;
-use metastore_proto::etcdserverpb::maintenance_server::MaintenanceServer;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
-use tower::Service;
 
-use crate::http::HttpService;
+use crate::http::{HttpRoutes, HttpService};
 use crate::node::Node;
-use crate::rpc::cluster::ClusterService;
-use crate::rpc::key_value::{self, KeyValueService};
-use crate::rpc::lease::LeaseService;
-use crate::rpc::maintenance::MaintenanceService;
-use crate::rpc::unary::{self, ResponseBody};
-use crate::rpc::watch::WatchService;
+use crate::rpc::services::GrpcServices;
+use crate::rpc::unary::ResponseBody;
 
 /// Flow-control window of one stream. The default of 64 KiB stops a 1.5 MiB put many times.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 /// Flow-control window of a connection: one slow stream must not stop the others.
 const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
-const KEY_VALUE_PATH: &str = "/etcdserverpb.KV/";
-const WATCH_PATH: &str = "/etcdserverpb.Watch/";
 /// Connections that may wait for their client thread.
 const PENDING_CONNECTIONS_MAX: usize = 1024;
-
-/// The gRPC services of a member.
-#[derive(Clone)]
-struct GrpcServices {
-    key_value: KeyValueService,
-    watch: WatchService,
-    lease: LeaseServer<LeaseService>,
-    cluster: ClusterServer<ClusterService>,
-    maintenance: MaintenanceServer<MaintenanceService>,
-    health: crate::rpc::health::HealthServer,
-}
-
-impl GrpcServices {
-    fn new(node: &Arc<Node>) -> Self {
-        let receive_max = node.receive_bytes_max();
-        macro_rules! limited {
-            ($server:ident, $service:ident) => {
-                $server::new($service::new(Arc::clone(node)))
-                    .max_decoding_message_size(receive_max)
-                    .max_encoding_message_size(usize::MAX)
-            };
-        }
-        Self {
-            key_value: KeyValueService::new(Arc::clone(node)),
-            watch: WatchService::new(Arc::clone(node)),
-            lease: limited!(LeaseServer, LeaseService),
-            cluster: limited!(ClusterServer, ClusterService),
-            maintenance: limited!(MaintenanceServer, MaintenanceService),
-            health: crate::rpc::health::server(Arc::clone(node)),
-        }
-    }
-
-    /// Answers a call of a service that is not asked for thousands of times a second.
-    async fn call_rare(&self, request: Request<Incoming>) -> Response<ResponseBody> {
-        let service = request
-            .uri()
-            .path()
-            .strip_prefix('/')
-            .and_then(|path| path.split_once('/'))
-            .map_or("", |(service, _)| service);
-        let answer = match service {
-            "etcdserverpb.Lease" => self.lease.clone().call(request).await,
-            "etcdserverpb.Cluster" => self.cluster.clone().call(request).await,
-            "etcdserverpb.Maintenance" => self.maintenance.clone().call(request).await,
-            "grpc.health.v1.Health" => self.health.clone().call(request).await,
-            _ => {
-                let text = format!("unknown service {service}");
-                return unary::failure(tonic::Status::unimplemented(text));
-            }
-        };
-        match answer {
-            Ok(response) => response.map(ResponseBody::Tonic),
-            Err(never) => match never {},
-        }
-    }
-}
 
 /// What a client connection talks to.
 struct Services {
@@ -105,21 +40,15 @@ struct Services {
 }
 
 impl Services {
-    async fn call(self: Arc<Self>, request: Request<Incoming>) -> Response<ResponseBody> {
+    async fn call(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        remote: Option<SocketAddr>,
+    ) -> Response<ResponseBody> {
         if !is_grpc(&request) {
-            return Box::pin(self.http.call(request))
-                .await
-                .map(ResponseBody::Plain);
+            return Box::pin(self.http.call(request, HttpRoutes::Client, false)).await;
         }
-        if let Some(method) = request.uri().path().strip_prefix(KEY_VALUE_PATH) {
-            let method = key_value::Method::parse(method);
-            return self.grpc.key_value.call(request, method).await;
-        }
-        if let Some(method) = request.uri().path().strip_prefix(WATCH_PATH) {
-            let known = method == "Watch";
-            return self.grpc.watch.call(request, known);
-        }
-        Box::pin(self.grpc.call_rare(request)).await
+        self.grpc.call(request, remote).await
     }
 }
 
@@ -131,9 +60,9 @@ fn is_grpc(request: &Request<Incoming>) -> bool {
 }
 
 async fn serve_connection(stream: TcpStream, services: Arc<Services>, streams_max: u32) {
-    let peer = stream.peer_addr();
+    let remote = stream.peer_addr().ok();
     let service = service_fn(move |request: Request<Incoming>| {
-        let answer = Arc::clone(&services).call(request);
+        let answer = Arc::clone(&services).call(request, remote);
         // On the heap at once: HTTP/2 moves the future several times before it runs.
         Box::pin(async move { Ok::<_, Infallible>(answer.await) })
     });
@@ -147,7 +76,7 @@ async fn serve_connection(stream: TcpStream, services: Arc<Services>, streams_ma
         .serve_connection_with_upgrades(TokioIo::new(stream), service)
         .await
     {
-        tracing::debug!(%error, remote = ?peer.ok(), "client connection ended");
+        tracing::debug!(%error, ?remote, "client connection ended");
     }
 }
 
@@ -162,9 +91,10 @@ impl ClientThreads {
     /// # Errors
     /// When the operating system gives no more threads.
     pub fn start(node: &Arc<Node>, count: usize) -> std::io::Result<Self> {
+        let grpc = GrpcServices::new(node);
         let services = Arc::new(Services {
-            grpc: GrpcServices::new(node),
-            http: HttpService::new(Arc::clone(node)),
+            http: HttpService::for_clients(Arc::clone(node), &grpc),
+            grpc,
         });
         let streams_max = node.config.max_concurrent_streams;
         let mut connections = Vec::with_capacity(count);

@@ -131,6 +131,23 @@ pub type RevisionVisitor<'a> = dyn FnMut(Revision, bool, RevisionRecord) -> Cont
 /// Visitor of a scan of another table: key and value.
 pub type RowVisitor<'a> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a;
 
+/// Reader of a view.
+pub type ViewVisitor<'a> = dyn FnMut(&dyn ReadView) -> Result<(), EngineError> + 'a;
+
+/// The rows of one moment, whatever is written afterwards. For exports, which have to be one state.
+pub trait ReadView {
+    /// Visits the whole history, ascending.
+    fn scan_revisions(&self, visit: &mut RevisionVisitor<'_>) -> Result<(), EngineError>;
+
+    /// Visits the rows of another table whose key starts with `prefix`, ascending.
+    fn scan_rows(
+        &self,
+        table: Table,
+        prefix: &[u8],
+        visit: &mut RowVisitor<'_>,
+    ) -> Result<(), EngineError>;
+}
+
 /// An ordered store of rows.
 ///
 /// One thread writes through [`Engine::write`] what commands change; a background thread may write
@@ -199,6 +216,10 @@ pub trait Engine: Send + Sync + 'static {
         visit: &mut RowVisitor<'_>,
     ) -> Result<(), EngineError>;
 
+    /// Calls `read` with the state as it is at one moment between two batches. Writers go on
+    /// meanwhile; what they remove stays stored until `read` returns.
+    fn with_view(&self, read: &mut ViewVisitor<'_>) -> Result<(), EngineError>;
+
     /// Applies a batch as a whole. It need not be durable when this returns.
     fn write(&self, batch: WriteBatch) -> Result<(), EngineError>;
 
@@ -210,7 +231,8 @@ pub trait Engine: Send + Sync + 'static {
     /// the new directory `into`. Writers go on meanwhile.
     fn checkpoint(&self, into: &Path) -> Result<(), EngineError>;
 
-    /// Reclaims the space of removed rows, online. Returns when done.
+    /// Reclaims the space of removed rows, online and in steps with pauses, so that reads and writes
+    /// go on undisturbed. Returns when done. Nothing to do for an engine that keeps no removed rows.
     fn compact_files(&self) -> Result<(), EngineError>;
 
     /// How large the database is.

@@ -15,9 +15,12 @@
 
 mod applier;
 mod compaction;
+mod counters;
 mod encoding;
 pub mod engine;
+pub mod export;
 mod hash;
+mod import;
 mod key_counts;
 mod lease_rows;
 mod memory_engine;
@@ -35,7 +38,9 @@ pub mod validate;
 mod view;
 
 pub use applier::Applier;
+pub use counters::{StoreCounterValues, StoreCounters};
 pub use engine::{Engine, EngineError, SharedEngine, Table};
+pub use import::Importer;
 pub use lease_rows::LeaseRecord;
 pub use memory_engine::MemoryEngine;
 pub use reader::{EventScan, HashKv, RangeChunk, RangeCursor, ReadError, Reader, StoreSize};

@@ -12,6 +12,7 @@ use prost::encoding::{decode_varint, encode_varint};
 
 use crate::applier::Applier;
 use crate::compaction::{Candidates, Garbage};
+use crate::counters::StoreCounters;
 use crate::engine::{Direction, EngineError, RowParts, SharedEngine, Table};
 use crate::key_counts::{BLOCK_KEYS, KeyCounts};
 use crate::lease_rows::LeaseRecord;
@@ -37,12 +38,15 @@ pub struct StoreOptions {
     /// Memory of the apply thread's cache of key metadata in bytes. Default 32 MiB, about 200 000
     /// keys. 0 turns it off.
     pub metadata_cache_bytes: usize,
+    /// Where operations are counted. Default: counters of its own.
+    pub counters: Arc<StoreCounters>,
 }
 
 impl Default for StoreOptions {
     fn default() -> Self {
         Self {
             metadata_cache_bytes: 32 << 20,
+            counters: Arc::default(),
         }
     }
 }
@@ -54,7 +58,7 @@ pub(crate) struct StoreState {
     pub revision: i64,
     /// The revision below which nothing can be read: the scheduled compaction.
     pub compact_revision: i64,
-    /// Bytes of all records that were ever written.
+    /// Bytes of all records that were ever written, and of the leases that exist.
     pub bytes_added: i64,
 }
 
@@ -80,6 +84,7 @@ pub(crate) struct Shared {
     pub bytes_removed: AtomicI64,
     pub garbage: Mutex<Garbage>,
     pub candidates: Candidates,
+    pub counters: Arc<StoreCounters>,
 }
 
 impl Shared {
@@ -100,18 +105,11 @@ impl Shared {
 pub fn open(engine: SharedEngine, options: StoreOptions) -> Result<(Applier, Reader), EngineError> {
     let state = match engine.get_row(Table::Meta, &STATE_ROW)? {
         Some(stored) => StoreState::decode(&stored)?,
-        None => StoreState {
-            revision: FIRST_REVISION,
-            compact_revision: NEVER_COMPACTED,
-            bytes_added: 0,
-        },
+        None => StoreState::new(),
     };
     let collected = match engine.get_row(Table::Meta, &COLLECTED_ROW)? {
         Some(stored) => CollectedState::decode(&stored)?,
-        None => CollectedState {
-            finished: NEVER_COMPACTED,
-            bytes_removed: 0,
-        },
+        None => CollectedState::new(),
     };
     check_state(&engine, &state, &collected)?;
     let counts = load_counts(&engine, state.revision)?;
@@ -127,6 +125,7 @@ pub fn open(engine: SharedEngine, options: StoreOptions) -> Result<(Applier, Rea
         bytes_removed: AtomicI64::new(collected.bytes_removed),
         garbage: Mutex::new(Garbage::default()),
         candidates: Candidates::default(),
+        counters: options.counters.clone(),
     });
     let applier = Applier::new(shared.clone(), state, leases, &options);
     Ok((applier, Reader::new(shared)))
@@ -242,6 +241,15 @@ fn load_leases(engine: &SharedEngine) -> Result<HashMap<i64, LeaseRecord>, Engin
 }
 
 impl StoreState {
+    /// The state of an empty store.
+    pub fn new() -> Self {
+        Self {
+            revision: FIRST_REVISION,
+            compact_revision: NEVER_COMPACTED,
+            bytes_added: 0,
+        }
+    }
+
     pub fn encode(&self) -> Bytes {
         let Self {
             revision,
@@ -251,7 +259,7 @@ impl StoreState {
         encode_numbers(&[revision, compact_revision, bytes_added])
     }
 
-    fn decode(stored: &[u8]) -> Result<Self, RecordError> {
+    pub fn decode(stored: &[u8]) -> Result<Self, RecordError> {
         let [revision, compact_revision, bytes_added] = decode_numbers("state row", stored)?;
         Ok(Self {
             revision,
@@ -262,6 +270,14 @@ impl StoreState {
 }
 
 impl CollectedState {
+    /// The state of a store that was never compacted.
+    pub fn new() -> Self {
+        Self {
+            finished: NEVER_COMPACTED,
+            bytes_removed: 0,
+        }
+    }
+
     pub fn encode(&self) -> Bytes {
         let Self {
             finished,
@@ -270,7 +286,7 @@ impl CollectedState {
         encode_numbers(&[finished, bytes_removed])
     }
 
-    fn decode(stored: &[u8]) -> Result<Self, RecordError> {
+    pub fn decode(stored: &[u8]) -> Result<Self, RecordError> {
         let [finished, bytes_removed] = decode_numbers("collector row", stored)?;
         Ok(Self {
             finished,
