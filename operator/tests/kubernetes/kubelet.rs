@@ -168,9 +168,8 @@ impl Kubelet {
                 "metadata": {"name": pod.name_any(), "namespace": namespace},
                 "target": {"apiVersion": "v1", "kind": "Node", "name": "node-1"},
             });
-            let bytes = serde_json::to_vec(&binding).unwrap();
             let _: Value = api
-                .create_subresource("binding", &pod.name_any(), &PostParams::default(), bytes)
+                .create_subresource("binding", &pod.name_any(), &PostParams::default(), &binding)
                 .await
                 .unwrap_or_default();
             return Ok(());

@@ -8,6 +8,9 @@
 //! `METASTORE_KUBERNETES_SERVER` says what the members are: `metastore`, or a real `etcd`, to tell faults of the
 //! operator from faults of the server. Without it these tests say so and end.
 
+// In tests an unwrap is an assertion, in their helpers too.
+#![allow(clippy::unwrap_used)]
+
 mod control_plane;
 mod kubelet;
 

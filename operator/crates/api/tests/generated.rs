@@ -1,5 +1,8 @@
 //! What is generated is fresh, and small enough for `kubectl apply`.
 
+// In tests an unwrap is an assertion, in their helpers too.
+#![allow(clippy::unwrap_used)]
+
 use std::path::Path;
 
 use metastore_operator_api::{definitions, generated_files};

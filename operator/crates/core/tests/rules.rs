@@ -1,5 +1,8 @@
 //! One situation and its one action, rule by rule. What happens over time is in `simulation.rs`.
 
+// In tests an unwrap is an assertion, in their helpers too.
+#![allow(clippy::unwrap_used)]
+
 use std::time::Duration;
 
 use jiff::Timestamp;

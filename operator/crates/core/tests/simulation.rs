@@ -7,6 +7,9 @@
 //!
 //! A failure prints its seed: `SEED=… cargo test -p metastore-operator-core --test simulation`.
 
+// In tests an unwrap is an assertion, in their helpers too.
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 

@@ -2,6 +2,9 @@
 //!
 //! `INSTA_UPDATE=always cargo test -p metastore-operator-resources` writes the snapshots anew.
 
+// In tests an unwrap is an assertion, in their helpers too.
+#![allow(clippy::unwrap_used)]
+
 use std::fmt::Write as _;
 
 use k8s_openapi::api::apps::v1::StatefulSet;
