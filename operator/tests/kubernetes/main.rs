@@ -8,8 +8,7 @@
 //! `METASTORE_KUBERNETES_SERVER` says what the members are: `metastore`, or a real `etcd`, to tell faults of the
 //! operator from faults of the server. Without it these tests say so and end.
 
-// In tests an unwrap is an assertion, in their helpers too.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "in a test an unwrap is an assertion")]
 
 mod control_plane;
 mod kubelet;

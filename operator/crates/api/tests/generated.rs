@@ -1,7 +1,6 @@
 //! What is generated is fresh, and small enough for `kubectl apply`.
 
-// In tests an unwrap is an assertion, in their helpers too.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "in a test an unwrap is an assertion")]
 
 use std::path::Path;
 

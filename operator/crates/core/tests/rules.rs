@@ -1,7 +1,6 @@
 //! One situation and its one action, rule by rule. What happens over time is in `simulation.rs`.
 
-// In tests an unwrap is an assertion, in their helpers too.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "in a test an unwrap is an assertion")]
 
 use std::time::Duration;
 

@@ -7,8 +7,7 @@
 //!
 //! A failure prints its seed: `SEED=… cargo test -p metastore-operator-core --test simulation`.
 
-// In tests an unwrap is an assertion, in their helpers too.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "in a test an unwrap is an assertion")]
 
 use std::collections::BTreeMap;
 use std::time::Duration;

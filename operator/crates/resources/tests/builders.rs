@@ -2,8 +2,7 @@
 //!
 //! `INSTA_UPDATE=always cargo test -p metastore-operator-resources` writes the snapshots anew.
 
-// In tests an unwrap is an assertion, in their helpers too.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "in a test an unwrap is an assertion")]
 
 use std::fmt::Write as _;
 
