@@ -62,6 +62,15 @@ pub struct Config {
     /// `--socket-reuse-address`.
     pub socket_reuse_address: bool,
 
+    /// `--enable-grpc-gateway`.
+    pub enable_grpc_gateway: bool,
+    /// `--enable-http-api`.
+    pub enable_http_api: bool,
+    /// `--cors`: origins, or `*`; empty means every origin.
+    pub cors: Vec<String>,
+    /// `--host-whitelist`: host names, or `*`; empty means every host.
+    pub host_whitelist: Vec<String>,
+
     /// `--initial-advertise-peer-urls`, sorted.
     pub initial_advertise_peer_urls: Vec<ListenUrl>,
     /// `--advertise-client-urls`, sorted.
@@ -221,6 +230,10 @@ impl Config {
             listen_metrics_urls: settings.urls("listen-metrics-urls"),
             socket_reuse_port: settings.boolean("socket-reuse-port"),
             socket_reuse_address: settings.boolean("socket-reuse-address"),
+            enable_grpc_gateway: settings.boolean("enable-grpc-gateway"),
+            enable_http_api: settings.boolean("enable-http-api"),
+            cors: settings.list("cors"),
+            host_whitelist: settings.list("host-whitelist"),
             initial_advertise_peer_urls: advertise_peer_urls,
             advertise_client_urls,
             initial_cluster_text: initial_cluster,
