@@ -704,6 +704,10 @@ const LEASES_USERS_AND_ALARMS: &[Metric] = &[
         "Bucketed histogram of lease TTLs.",
     ),
     gauge(
+        "etcd_debugging_auth_revision",
+        "The current revision of auth store.",
+    ),
+    gauge(
         "etcd_debugging_server_alarms",
         "Alarms for every member in cluster. 1 for 'server_id' label with current ID. 2 for 'alarm_type' label with type of this alarm",
     )

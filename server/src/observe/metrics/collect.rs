@@ -20,6 +20,8 @@ pub(super) fn collect(node: &Node, families: &mut Families) -> Result<(), Engine
     consensus(&node.consensus.counters(), families);
     store(node, families)?;
     watches(node, families);
+    let auth_revision = node.application.auth.revision() as f64;
+    families.add("etcd_debugging_auth_revision", auth_revision);
     let alarms = node.application.alarms.list(AlarmType::None as i32);
     families.add_all(
         "etcd_debugging_server_alarms",
