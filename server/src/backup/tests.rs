@@ -188,7 +188,7 @@ fn import_into(engine: Engine, file: &Path, folder: &Path) -> Vec<String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(8))]
 
     #[test]
     fn an_exported_store_is_imported_unchanged(steps in prop::collection::vec(step(), 1..80)) {
