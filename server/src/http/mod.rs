@@ -102,6 +102,16 @@ impl HttpService {
         }
     }
 
+    /// Answers a request on a port of `--listen-metrics-urls`: health and metrics, nothing else.
+    pub async fn call_metrics(&self, request: Request<Incoming>) -> Answer {
+        let path = request.uri().path();
+        let first = path.split('/').nth(1).unwrap_or_default();
+        if matches!(first, "health" | "livez" | "readyz" | "metrics") {
+            return self.call(request).await;
+        }
+        not_found()
+    }
+
     /// Answers a request on the peer port.
     pub fn call_peer(&self, request: &Request<Incoming>) -> Answer {
         let mut answer = match request.uri().path() {
