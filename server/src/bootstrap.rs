@@ -70,11 +70,9 @@ pub async fn decide(config: &Config, dialer: &PeerDialer) -> Result<Identity, Bo
                 seeds,
             })
         }
-        ClusterState::Existing if config.discovery.is_some() => {
-            Err(BootstrapError::Configuration(
-                "discovery URL should not be set when joining existing initial cluster".to_owned(),
-            ))
-        }
+        ClusterState::Existing if config.discovery.is_some() => Err(BootstrapError::Configuration(
+            "discovery URL should not be set when joining existing initial cluster".to_owned(),
+        )),
         ClusterState::Existing => join(config, dialer, &seeds).await,
     }
 }

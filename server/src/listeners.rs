@@ -173,8 +173,7 @@ pub fn bind_clients(config: &Config) -> Result<Vec<ClientSocket>, RunError> {
         .into_iter()
         .map(|plan| {
             let tls = if plan.secure {
-                let tls =
-                    ServerTls::open(settings, Endpoint::Client, plan.traffic.protocols())?;
+                let tls = ServerTls::open(settings, Endpoint::Client, plan.traffic.protocols())?;
                 // Etcd demands it of those who read metrics and not of clients.
                 let checks =
                     plan.traffic == Traffic::Metrics && !settings.skip_client_san_verification;

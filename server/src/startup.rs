@@ -23,8 +23,8 @@ use crate::config::{Config, ListenUrl};
 use crate::engines::EngineDirectory;
 use crate::identity_file::{self, Identity, SeedMember};
 use crate::lease_manager::LeaseManager;
-use crate::listeners::{self, ClientSocket};
 use crate::listen::{ClientThreads, Traffic};
+use crate::listeners::{self, ClientSocket};
 use crate::member_directory::MemberDirectory;
 use crate::node::{GRPC_OVERHEAD_BYTES, Node};
 use crate::peer_activity;
@@ -308,7 +308,10 @@ async fn run_async(mut config: Config) -> Result<(), RunError> {
     node.consensus.campaign_if_alone().await;
 
     start_threads(&node, &events)?;
-    tokio::spawn(listeners::serve_peer_http(Arc::clone(&node), http_connections));
+    tokio::spawn(listeners::serve_peer_http(
+        Arc::clone(&node),
+        http_connections,
+    ));
     tokio::spawn(tasks::follow_leadership(
         Arc::clone(&node),
         bootstrap_command(&identity),
@@ -390,7 +393,10 @@ fn client_thread_count(config: &Config) -> usize {
 /// Serves health and metrics at once, because probes ask a member that is still starting, and the
 /// other endpoints when the member is ready.
 fn serve_clients(node: &Arc<Node>, sockets: Vec<ClientSocket>) -> std::io::Result<()> {
-    let threads = Arc::new(ClientThreads::start(node, client_thread_count(&node.config))?);
+    let threads = Arc::new(ClientThreads::start(
+        node,
+        client_thread_count(&node.config),
+    )?);
     let (metrics, others): (Vec<_>, Vec<_>) = sockets
         .into_iter()
         .partition(|socket| socket.endpoint.traffic == Traffic::Metrics);

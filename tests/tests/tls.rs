@@ -184,7 +184,12 @@ async fn clients_with_a_certificate_are_served_and_all_others_refused() {
     let ca = certificates.ca.as_path();
     let good = certificates.client("alice");
 
-    assert_ok(&etcdctl(&endpoint, Some(ca), Some(&good), "put colour blue"));
+    assert_ok(&etcdctl(
+        &endpoint,
+        Some(ca),
+        Some(&good),
+        "put colour blue",
+    ));
     let got = etcdctl(&endpoint, Some(ca), Some(&good), "get colour");
     assert_eq!(texts(&got), "colour\nblue\n");
 
@@ -196,21 +201,32 @@ async fn clients_with_a_certificate_are_served_and_all_others_refused() {
     let revoked = certificates
         .authority
         .issue(folder, "revoked", request("lost").serial(0x1234));
-    let wrong_use = certificates
-        .authority
-        .issue(folder, "wrong-use", request("server").servers_only());
+    let wrong_use =
+        certificates
+            .authority
+            .issue(folder, "wrong-use", request("server").servers_only());
     for (own, reason) in [
         (None, "tls: client didn't provide a certificate"),
         (Some(&unknown), "signed by unknown authority"),
-        (Some(&expired), "certificate has expired or is not yet valid"),
-        (Some(&wrong_use), "certificate specifies an incompatible key usage"),
+        (
+            Some(&expired),
+            "certificate has expired or is not yet valid",
+        ),
+        (
+            Some(&wrong_use),
+            "certificate specifies an incompatible key usage",
+        ),
         (Some(&revoked), "transport: certificate serial 1234 revoked"),
     ] {
         let refused = etcdctl(&endpoint, Some(ca), own, "get colour");
         assert!(!refused.status.success(), "{reason}: {}", texts(&refused));
         logged(
             &member,
-            &["rejected connection on client endpoint", "remote-addr", reason],
+            &[
+                "rejected connection on client endpoint",
+                "remote-addr",
+                reason,
+            ],
         )
         .await;
     }
@@ -306,7 +322,10 @@ struct Load {
 }
 
 impl Load {
-    fn start(address: String, connect: impl Fn() -> Arc<rustls::ClientConfig> + Send + 'static) -> Self {
+    fn start(
+        address: String,
+        connect: impl Fn() -> Arc<rustls::ClientConfig> + Send + 'static,
+    ) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let done = Arc::new(AtomicU64::new(0));
         let (stopping, count) = (Arc::clone(&stop), Arc::clone(&done));
@@ -401,7 +420,9 @@ async fn certificates_and_authorities_are_replaced_under_load_without_a_failed_r
         key: folder.join("old-client-key.pem"),
     };
     let config = client_config(&[new.pem()], Some(&old_client));
-    let refused = Client::secure(&member.address(), config).put("a", "b").await;
+    let refused = Client::secure(&member.address(), config)
+        .put("a", "b")
+        .await;
     assert!(refused.is_err());
 }
 
@@ -420,7 +441,10 @@ async fn the_example_runs_as_written() {
         .unwrap();
     assert_ok(&output);
     let text = texts(&output);
-    assert!(text.contains("rejected connection on client endpoint"), "{text}");
+    assert!(
+        text.contains("rejected connection on client endpoint"),
+        "{text}"
+    );
     assert!(text.contains(" and is serial="), "{text}");
 }
 

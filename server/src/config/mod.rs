@@ -284,9 +284,8 @@ fn read(
 }
 
 fn read_file(path: &Path, notices: &mut Vec<Notice>) -> Result<Settings, ConfigError> {
-    let text = std::fs::read_to_string(path).map_err(|error| {
-        ConfigError::invalid(crate::tls::open_error(path, &error))
-    })?;
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| ConfigError::invalid(crate::tls::open_error(path, &error)))?;
     file::parse(&text, notices).map_err(ConfigError::invalid)
 }
 

@@ -425,10 +425,7 @@ fn wrong_settings_are_refused_with_the_texts_of_etcd() {
             &["--feature-gates=LeaseCheckpointPersist=true"],
             "enabling feature gate LeaseCheckpointPersist requires enabling feature gate LeaseCheckpoint",
         ),
-        (
-            &["--cipher-suites=a"],
-            "unexpected TLS cipher suite \"a\"",
-        ),
+        (&["--cipher-suites=a"], "unexpected TLS cipher suite \"a\""),
     ] {
         let error = refused(arguments, &[]);
         assert_eq!(error.to_string(), text, "{arguments:?}");

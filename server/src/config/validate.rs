@@ -382,10 +382,7 @@ fn check_tls(settings: &Settings) -> Result<(), ConfigError> {
 }
 
 /// Refuses what does not exist yet, and warns of what does nothing yet.
-fn check_supported(
-    settings: &Settings,
-    notices: &mut Vec<Notice>,
-) -> Result<(), ConfigError> {
+fn check_supported(settings: &Settings, notices: &mut Vec<Notice>) -> Result<(), ConfigError> {
     for (option, value) in settings.changed() {
         if *value == option.default_value() {
             continue;

@@ -14,9 +14,7 @@ use bytes::Bytes;
 use hyper_util::rt::TokioIo;
 use metastore_proto::etcdserverpb::auth_client::AuthClient;
 use metastore_proto::etcdserverpb::kv_client::KvClient;
-use metastore_proto::etcdserverpb::{
-    AuthenticateRequest, PutRequest, RangeRequest, RangeResponse,
-};
+use metastore_proto::etcdserverpb::{AuthenticateRequest, PutRequest, RangeRequest, RangeResponse};
 use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
@@ -332,10 +330,7 @@ fn connect(settings: &DiscoverySettings, endpoint: &str) -> Result<Channel, Stri
         .connect_with_connector_lazy(connector))
 }
 
-fn open_tls(
-    settings: &DiscoverySettings,
-    tls: Option<&TlsSettings>,
-) -> Result<ClientTls, String> {
+fn open_tls(settings: &DiscoverySettings, tls: Option<&TlsSettings>) -> Result<ClientTls, String> {
     let default = TlsSettings::default();
     let tls = tls.unwrap_or(&default);
     let opened = if settings.skips_verification {
@@ -343,9 +338,7 @@ fn open_tls(
     } else {
         ClientTls::open(tls)
     };
-    Ok(opened
-        .map_err(|error| error.to_string())?
-        .offering(&["h2"]))
+    Ok(opened.map_err(|error| error.to_string())?.offering(&["h2"]))
 }
 
 /// The first members by the order of their entries.

@@ -238,9 +238,25 @@ where
     };
     match stream.get_ref().1.alpn_protocol() {
         Some(b"h2") => {
-            serve_http(stream, Protocol::Http2, Some(certificate), endpoint, serving).await
+            serve_http(
+                stream,
+                Protocol::Http2,
+                Some(certificate),
+                endpoint,
+                serving,
+            )
+            .await
         }
-        Some(_) => serve_http(stream, Protocol::Http1, Some(certificate), endpoint, serving).await,
+        Some(_) => {
+            serve_http(
+                stream,
+                Protocol::Http1,
+                Some(certificate),
+                endpoint,
+                serving,
+            )
+            .await
+        }
         None => {
             let (protocol, stream) = read_first(stream)
                 .await
@@ -293,8 +309,10 @@ where
     match protocol {
         Protocol::Http2 => {
             let pings = options.ping_interval_min.filter(|_| counts_pings);
-            h2::server::with_ping_interval_min(pings, || options.http2.serve_connection(io, service))
-                .await
+            h2::server::with_ping_interval_min(pings, || {
+                options.http2.serve_connection(io, service)
+            })
+            .await
         }
         Protocol::Http1 if traffic == Traffic::Grpc => {
             return Err("HTTP/1.1 on a port for gRPC".to_owned());

@@ -58,7 +58,11 @@ pub(super) async fn check(certificate: &CertificateDer<'_>, address: IpAddr) -> 
             return Ok(());
         }
     }
-    let quoted: Vec<_> = facts.dns_names.iter().map(|name| format!("{name:?}")).collect();
+    let quoted: Vec<_> = facts
+        .dns_names
+        .iter()
+        .map(|name| format!("{name:?}"))
+        .collect();
     let problem = if problem.is_empty() {
         String::new()
     } else {

@@ -52,7 +52,10 @@ impl Facts {
                 .flatten()
                 .map(|extension| {
                     let usage = extension.value;
-                    (usage.any || usage.server_auth, usage.any || usage.client_auth)
+                    (
+                        usage.any || usage.server_auth,
+                        usage.any || usage.client_auth,
+                    )
                 }),
             ..Self::default()
         };

@@ -132,7 +132,10 @@ mod tests {
         let all = select(&[]).expect("all");
         let one = select(&["TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256".to_owned()]).expect("known");
         let old = |suites: &[SupportedCipherSuite]| {
-            suites.iter().filter(|suite| suite.tls13().is_none()).count()
+            suites
+                .iter()
+                .filter(|suite| suite.tls13().is_none())
+                .count()
         };
         assert_eq!(one.len() - old(&one), all.len() - old(&all));
         assert_eq!(old(&one), 1);

@@ -55,9 +55,10 @@ impl Revocations {
         for certificate in chain {
             let serial = Facts::read(certificate)?.serial;
             if serials.contains(&serial) {
-                let hexadecimal: String =
-                    serial.iter().map(|byte| format!("{byte:02x}")).collect();
-                return Err(format!("transport: certificate serial {hexadecimal} revoked"));
+                let hexadecimal: String = serial.iter().map(|byte| format!("{byte:02x}")).collect();
+                return Err(format!(
+                    "transport: certificate serial {hexadecimal} revoked"
+                ));
             }
         }
         Ok(())

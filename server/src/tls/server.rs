@@ -154,7 +154,10 @@ impl ServerTls {
             }
         };
         let (_, connection) = stream.get_ref();
-        let Some(chain) = connection.peer_certificates().filter(|chain| !chain.is_empty()) else {
+        let Some(chain) = connection
+            .peer_certificates()
+            .filter(|chain| !chain.is_empty())
+        else {
             return Some(Accepted {
                 stream,
                 common_name: None,

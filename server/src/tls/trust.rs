@@ -40,12 +40,10 @@ impl Authorities {
                 .map_err(|error| format!("x509: malformed certificate authority: {error}"))?;
         }
         let store = Arc::new(store);
-        let clients = WebPkiClientVerifier::builder_with_provider(
-            Arc::clone(&store),
-            Arc::clone(provider),
-        )
-        .build()
-        .map_err(|error| format!("no certificate authority can be used: {error}"))?;
+        let clients =
+            WebPkiClientVerifier::builder_with_provider(Arc::clone(&store), Arc::clone(provider))
+                .build()
+                .map_err(|error| format!("no certificate authority can be used: {error}"))?;
         Ok(Self {
             store,
             certificates,
@@ -77,8 +75,7 @@ impl Authorities {
     /// authority of nobody; webpki does not.
     fn holds(&self, certificate: &CertificateDer<'_>, usage: Usage) -> bool {
         self.certificates.contains(certificate)
-            && Facts::read(certificate)
-                .is_ok_and(|facts| facts.is_current() && facts.allows(usage))
+            && Facts::read(certificate).is_ok_and(|facts| facts.is_current() && facts.allows(usage))
     }
 }
 

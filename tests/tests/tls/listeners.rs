@@ -124,8 +124,15 @@ async fn clients_come_by_unix_sockets() {
 #[tokio::test]
 async fn members_meet_by_unix_sockets() {
     let folder = tempfile::tempdir().unwrap();
-    let url = |index: usize| format!("unix://{}", folder.path().join(format!("{index}")).display());
-    let all: Vec<_> = (0..3).map(|index| (format!("m{index}"), url(index))).collect();
+    let url = |index: usize| {
+        format!(
+            "unix://{}",
+            folder.path().join(format!("{index}")).display()
+        )
+    };
+    let all: Vec<_> = (0..3)
+        .map(|index| (format!("m{index}"), url(index)))
+        .collect();
     let mut members: Vec<Member> = (0..3)
         .map(|index| {
             MemberBuilder::new(Program::MetaStore)
@@ -246,7 +253,10 @@ async fn clients_that_do_not_answer_pings_are_disconnected() {
     let started = std::time::Instant::now();
     let bytes = read_to_end(stream).await;
     assert!(started.elapsed() >= Duration::from_secs(1));
-    assert!(bytes.windows(4).any(|head| head == [0, 0, 8, 6]), "a ping came");
+    assert!(
+        bytes.windows(4).any(|head| head == [0, 0, 8, 6]),
+        "a ping came"
+    );
 }
 
 #[tokio::test]
@@ -276,7 +286,10 @@ async fn a_header_bomb_costs_nothing() {
             match stream.read(&mut bytes).await {
                 Ok(read) if read > 0 && !contains(&bytes[..read], b":status") => {
                     // RST_STREAM, GOAWAY, or HEADERS with an error.
-                    if bytes[..read].windows(4).any(|head| matches!(head[3], 3 | 7 | 1)) {
+                    if bytes[..read]
+                        .windows(4)
+                        .any(|head| matches!(head[3], 3 | 7 | 1))
+                    {
                         return;
                     }
                 }

@@ -1,8 +1,8 @@
 //! Starts that must fail, with a reason in etcd's words.
 
+use metastore_tests::MemberBuilder;
 use metastore_tests::certificates::{Authority, request};
 use metastore_tests::programs::subject;
-use metastore_tests::MemberBuilder;
 
 use super::Certificates;
 

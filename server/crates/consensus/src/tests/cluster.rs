@@ -18,8 +18,8 @@ use super::network::{CuttableConnector, Network};
 use super::toy::{Toy, ToyReply};
 use crate::options::ConsensusOptions;
 use crate::peers::{PeerAddress, PeerDirectory, PeerHandler};
-use crate::transport::{BoxedStream, Listener};
 use crate::transport::tcp::SharedTcpListener;
+use crate::transport::{BoxedStream, Listener};
 use crate::{Consensus, EntryLog, ProposeError, ReadIndexError, StartError};
 
 pub(super) const CLUSTER: u64 = 0xc1;

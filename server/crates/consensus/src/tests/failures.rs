@@ -364,9 +364,7 @@ async fn a_connection_of_another_protocol_goes_to_the_owner_untouched() {
     };
     for request in [&b"GET /version HTTP/1.1\r\n\r\n"[..], b"metastore-peex"] {
         *cluster.member(1).told.foreign.lock() = None;
-        let mut stream = TcpStream::connect((host.as_str(), port))
-            .await
-            .unwrap();
+        let mut stream = TcpStream::connect((host.as_str(), port)).await.unwrap();
         stream.write_all(request).await.unwrap();
         eventually("the owner reads all of it", || {
             let seen = cluster.member(1).told.foreign.lock().clone();
@@ -375,9 +373,7 @@ async fn a_connection_of_another_protocol_goes_to_the_owner_untouched() {
         .await;
     }
     // Nonsense behind the magic line is dropped.
-    let mut stream = TcpStream::connect((host.as_str(), port))
-        .await
-        .unwrap();
+    let mut stream = TcpStream::connect((host.as_str(), port)).await.unwrap();
     stream.write_all(crate::PEER_MAGIC).await.unwrap();
     stream.write_all(&[0xff; 64]).await.unwrap();
     cluster.propose("unimpressed").await;
