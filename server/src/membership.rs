@@ -219,7 +219,7 @@ impl Node {
         // The new member counts as unavailable: without it a quorum of the larger cluster must be
         // connected (`isConnectedToQuorumAfterAddingNewMemberSince`).
         let voters = self.voter_ids();
-        let quorum = (voters.len() + 1) / 2 + 1;
+        let quorum = quorum_of(voters.len() + 1);
         let alone = voters.len() == 1;
         if !alone && self.connected_since(HEALTH_INTERVAL, &voters) < quorum {
             return Err(EtcdError::Unhealthy.into());
@@ -231,7 +231,7 @@ impl Node {
         let (started, voters) = self.started_voters(None);
         // Adding a second member to a cluster of one must be possible, or it could never grow.
         let members = voters + 1;
-        (started == 1 && members == 2) || started >= members / 2 + 1
+        (started == 1 && members == 2) || started >= quorum_of(members)
     }
 
     fn check_may_promote(&self, id: u64) -> Result<(), RequestError> {
@@ -346,4 +346,9 @@ fn parse_peer_urls(urls: &[String]) -> Result<Vec<String>, EtcdError> {
         .map_err(|_| EtcdError::MemberBadURLs)?;
     parsed.sort();
     Ok(parsed)
+}
+
+/// The smallest majority of this many voters.
+fn quorum_of(voters: usize) -> usize {
+    voters / 2 + 1
 }

@@ -127,6 +127,18 @@ const ALLOWED_ARROWS: &[(&str, &[&str])] = &[
             "metastore-consensus",
         ],
     ),
+    ("metastore-operator-api", &[]),
+    ("metastore-operator-core", &["metastore-operator-api"]),
+    ("metastore-operator-resources", &["metastore-operator-api"]),
+    (
+        "metastore-operator",
+        &[
+            "metastore-proto",
+            "metastore-operator-api",
+            "metastore-operator-core",
+            "metastore-operator-resources",
+        ],
+    ),
     // The benchmark builds without the server, and measures it from outside.
     ("metastore-bench", &["metastore-proto"]),
 ];
@@ -140,6 +152,8 @@ const PURE_CRATES: &[&str] = &[
     "metastore-store",
     "metastore-watch",
     "metastore-lease",
+    "metastore-operator-core",
+    "metastore-operator-resources",
 ];
 
 /// Dependencies of the crates of this repository by name, without those for tests.
@@ -238,10 +252,13 @@ fn pure_crates_have_no_clock_thread_socket_or_randomness() {
                 problems.push(format!("{name} depends on {used}"));
             }
         }
-        let folder = format!(
-            "server/crates/{}/src",
-            name.trim_start_matches("metastore-")
-        );
+        let folder = match name.strip_prefix("metastore-operator-") {
+            Some(part) => format!("operator/crates/{part}/src"),
+            None => format!(
+                "server/crates/{}/src",
+                name.trim_start_matches("metastore-")
+            ),
+        };
         for path in files_with_extension(&folder, "rs") {
             let text = read(&path);
             for (number, line) in production_lines(&path, &text) {
@@ -529,7 +546,7 @@ fn options_that_are_called_used_reach_the_server() {
             // Either read where it stands, or taken out by a pattern.
             !server.match_indices(&field).any(|(start, _)| {
                 let follows = server[start + field.len()..].chars().next();
-                server[..start].ends_with(['.', ' ', '(']) && !follows.is_some_and(|c| c == '_')
+                server[..start].ends_with(['.', ' ', '(']) && follows.is_none_or(|c| c != '_')
             })
         })
         .map(|option| format!("--{}", option.name))

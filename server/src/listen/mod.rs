@@ -6,7 +6,7 @@
 
 mod connection;
 mod endpoints;
-mod peer_certificate;
+pub mod peer_certificate;
 pub mod sockets;
 
 use std::sync::Arc;
