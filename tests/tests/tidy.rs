@@ -523,6 +523,44 @@ const FIELDS_WITH_OTHER_NAMES: &[(&str, &str)] = &[
     // Only zap's form exists, so nobody has to read it.
     ("logger", "log"),
     ("data-dir", "member_dir"),
+    // `DiscoverySettings`.
+    ("discovery-token", "token"),
+    ("discovery-endpoints", "endpoints"),
+    ("discovery-dial-timeout", "dial_timeout"),
+    ("discovery-request-timeout", "request_timeout"),
+    ("discovery-keepalive-time", "keepalive_time"),
+    ("discovery-keepalive-timeout", "keepalive_timeout"),
+    ("discovery-insecure-transport", "tls"),
+    ("discovery-insecure-skip-tls-verify", "skips_verification"),
+    ("discovery-cert", "tls"),
+    ("discovery-key", "tls"),
+    ("discovery-cacert", "tls"),
+    ("discovery-user", "user"),
+    ("discovery-password", "user"),
+    // `TlsSettings`, one for clients and one for members.
+    ("client-crl-file", "crl_file"),
+    ("client-cert-allowed-hostname", "allowed_hostnames"),
+    ("auto-tls", "auto"),
+    ("peer-cert-file", "peer_tls"),
+    ("peer-key-file", "peer_tls"),
+    ("peer-client-cert-auth", "peer_tls"),
+    ("peer-client-cert-file", "peer_tls"),
+    ("peer-client-key-file", "peer_tls"),
+    ("peer-trusted-ca-file", "peer_tls"),
+    ("peer-cert-allowed-cn", "allowed_common_names"),
+    ("peer-cert-allowed-hostname", "allowed_hostnames"),
+    ("peer-auto-tls", "auto"),
+    ("peer-crl-file", "crl_file"),
+    (
+        "peer-skip-client-san-verification",
+        "skip_client_san_verification",
+    ),
+    (
+        "self-signed-cert-validity",
+        "self_signed_cert_validity_years",
+    ),
+    ("tls-min-version", "min_version"),
+    ("tls-max-version", "max_version"),
 ];
 
 #[test]

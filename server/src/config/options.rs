@@ -281,7 +281,7 @@ pub static OPTIONS: &[OptionSpec] = &{
         O::new(G::Member, "max-concurrent-streams", K::Unsigned32, "4294967295", "Most streams that one connection may have open.")
             .unit("streams"),
         O::new(G::Member, "grpc-keepalive-min-time", K::Duration, "5s", "Shortest interval at which a client may ping; faster clients are disconnected.")
-            .empty("0 = any interval is fine"),
+            .empty("0 = 5 min"),
         O::new(G::Member, "grpc-keepalive-interval", K::Duration, "2h0m0s", "Interval at which the server pings idle clients.")
             .empty("0 = never"),
         O::new(G::Member, "grpc-keepalive-timeout", K::Duration, "20s", "Time after such a ping before the connection is closed.")
@@ -333,7 +333,8 @@ pub static OPTIONS: &[OptionSpec] = &{
             .in_file("discovery-config.user"),
         O::new(G::Clustering, "discovery-password", K::Text, "", "Password at the discovery service.")
             .in_file("discovery-config.password"),
-        O::new(G::Clustering, "discovery-fallback", K::Choice(&["exit", "proxy"]), "exit", "What to do when discovery fails; only 'exit' exists."),
+        O::new(G::Clustering, "discovery-fallback", K::Choice(&["exit", "proxy"]), "exit", "What to do when discovery fails.")
+            .ignored("only 'exit' exists, as in etcd"),
         O::new(G::Clustering, "discovery-proxy", K::Text, "", "HTTP proxy in front of the v2 discovery service.").unsupported("v2 discovery"),
         O::new(G::Clustering, "discovery-srv", K::Text, "", "DNS domain whose SRV records name the members."),
         O::new(G::Clustering, "discovery-srv-name", K::Text, "", "Service name of those SRV records."),

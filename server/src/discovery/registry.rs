@@ -376,8 +376,8 @@ mod tests {
             Ok("a=http://10.0.0.1:1,a=http://10.0.0.1:2,b=http://10.0.0.2:1")
         );
         assert_eq!(
-            initial_cluster(&[entry("a=b", 1)], 1).as_deref(),
-            Err(INVALID_URL)
+            initial_cluster(&[entry("a=b", 1)], 1),
+            Err(INVALID_URL.to_owned())
         );
     }
 }

@@ -41,6 +41,8 @@ const TLS_HANDSHAKE: u8 = 0x16;
 /// Interval of pings that etcd's option has by default. The kernel's keep-alive finds dead
 /// connections much earlier, so pings that rare are left out: they would cost every request a lock.
 const PING_INTERVAL_DEFAULT: Duration = Duration::from_secs(2 * 60 * 60);
+/// What `--grpc-keepalive-min-time=0` means: etcd then leaves the choice to grpc-go.
+const GRPC_PING_INTERVAL_MIN: Duration = Duration::from_secs(5 * 60);
 
 /// Marks the requests of a connection with TLS, in their extensions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +63,7 @@ pub(super) struct HttpOptions {
     http1: http1::Builder,
     http2: http2::Builder<TokioExecutor>,
     /// Shortest interval between pings of a client; faster ones end the connection.
-    ping_interval_min: Option<Duration>,
+    ping_interval_min: Duration,
 }
 
 impl HttpOptions {
@@ -90,7 +92,8 @@ impl HttpOptions {
             http1,
             http2,
             ping_interval_min: Some(config.grpc_keepalive_min_time)
-                .filter(|interval| !interval.is_zero()),
+                .filter(|interval| !interval.is_zero())
+                .unwrap_or(GRPC_PING_INTERVAL_MIN),
         }
     }
 }
@@ -308,7 +311,7 @@ where
     let options = &serving.options;
     match protocol {
         Protocol::Http2 => {
-            let pings = options.ping_interval_min.filter(|_| counts_pings);
+            let pings = counts_pings.then_some(options.ping_interval_min);
             h2::server::with_ping_interval_min(pings, || {
                 options.http2.serve_connection(io, service)
             })
