@@ -28,7 +28,7 @@ use crate::member_directory::{Directory, MemberDirectory};
 use crate::waiters::Waiters;
 
 /// Where the applied position stands in [`Table::Meta`].
-const APPLIED_KEY: &[u8] = b"server/applied";
+pub(crate) const APPLIED_KEY: &[u8] = b"server/applied";
 
 /// What applying one command answered.
 pub type Applied = Result<Response, EtcdError>;
@@ -296,7 +296,7 @@ fn open_store(engine: SharedEngine) -> Result<(Applier, Reader), EngineError> {
     metastore_store::open(engine, StoreOptions::default())
 }
 
-fn read_applied_from(reader: &Reader) -> Result<AppliedState, EngineError> {
+pub(crate) fn read_applied_from(reader: &Reader) -> Result<AppliedState, EngineError> {
     let stored = reader.get_row(Table::Meta, APPLIED_KEY)?;
     applied_position::decode(stored.unwrap_or_default()).map_err(|error| {
         EngineError::Storage(format!(

@@ -12,6 +12,7 @@
 
 pub mod application;
 pub mod applied_position;
+pub mod backup;
 pub mod bootstrap;
 pub mod compaction;
 pub mod config;
@@ -28,6 +29,7 @@ pub mod member_directory;
 pub mod membership;
 pub mod node;
 pub mod observe;
+pub mod offline;
 pub mod peer_activity;
 pub mod peer_service;
 pub mod peer_transport;

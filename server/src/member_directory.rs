@@ -46,8 +46,16 @@ impl Directory {
 
     /// Reads the stored directory.
     pub fn load(reader: &Reader) -> Result<Self, EngineError> {
+        Self::decode(reader.scan_rows(Table::Members, b"")?)
+    }
+
+    /// The directory that the rows of its table hold.
+    ///
+    /// # Errors
+    /// For a damaged row.
+    pub fn decode(rows: Vec<(Bytes, Bytes)>) -> Result<Self, EngineError> {
         let mut directory = Self::default();
-        for (key, value) in reader.scan_rows(Table::Members, b"")? {
+        for (key, value) in rows {
             if let Some(id) = key.strip_prefix(MEMBER_PREFIX) {
                 let record = MemberRecord::decode(value).map_err(|error| {
                     EngineError::Storage(format!(
@@ -66,6 +74,21 @@ impl Directory {
         }
         Ok(directory)
     }
+}
+
+/// The rows that hold a directory, for a store that is made anew.
+pub fn rows(directory: &Directory) -> Vec<(Bytes, Bytes)> {
+    let members = directory.members.values();
+    let mut rows: Vec<(Bytes, Bytes)> = members
+        .map(|member| (member_key(member.id), member.encode_to_vec().into()))
+        .collect();
+    let removed = directory.removed.iter();
+    rows.extend(removed.map(|id| (removed_key(*id), Bytes::new())));
+    if let Some(version) = &directory.cluster_version {
+        let key = Bytes::from_static(CLUSTER_VERSION_KEY);
+        rows.push((key, version.clone().into()));
+    }
+    rows
 }
 
 /// The shared handle: one writer (the apply thread), many readers.

@@ -17,9 +17,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use crate::application::Application;
+use crate::backup::etcd_directory::import_at_start;
+use crate::backup::import::ImportError;
 use crate::bootstrap::{self, BootstrapError};
 use crate::compaction;
-use crate::config::{Config, ListenUrl};
+use crate::config::{Config, Engine, ListenUrl};
 use crate::engines::EngineDirectory;
 use crate::identity_file::{self, Identity, SeedMember};
 use crate::lease_manager::LeaseManager;
@@ -42,8 +44,12 @@ const HAND_OVER_TIMEOUT: Duration = Duration::from_millis(700);
 /// How long a stopping member writes its memory to disk, which only makes the next start faster.
 const FINAL_FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 /// Bytes of commands since the last snapshot before the next one, unless `--snapshot-count` was set.
-/// Replaying them takes less than a second at a start after a crash.
+/// The memory engine replays them at each start, in less than a second.
 const SNAPSHOT_LOG_BYTES: u64 = 32 << 20;
+/// The same for RocksDB, which flushes by itself and replays only what it had not flushed. A snapshot
+/// flushes everything for the sake of a log that can be purged, so it is as rare as the log may be
+/// large.
+const ROCKSDB_SNAPSHOT_LOG_BYTES: u64 = 128 << 20;
 
 /// Why a member does not start or has to end.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +63,9 @@ pub enum RunError {
     /// Certificates, keys and URLs that do not fit.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// A data directory of etcd could not be taken over.
+    #[error("cannot import the data directory of etcd: {0}")]
+    Import(#[from] ImportError),
     /// The log.
     #[error("cannot open the log: {0}")]
     Log(#[from] metastore_raft_log::LogError),
@@ -145,10 +154,10 @@ fn consensus_options(config: &Config, identity: &Identity) -> ConsensusOptions {
     options.pre_vote = config.pre_vote;
     options.snapshot_entries = config.snapshot_count;
     options.snapshot_catchup_entries = config.snapshot_catchup_entries;
-    options.snapshot_log_bytes = if config.is_set("snapshot-count") {
-        0
-    } else {
-        SNAPSHOT_LOG_BYTES
+    options.snapshot_log_bytes = match config.engine {
+        _ if config.is_set("snapshot-count") => 0,
+        Engine::Memory => SNAPSHOT_LOG_BYTES,
+        Engine::RocksDb => ROCKSDB_SNAPSHOT_LOG_BYTES,
     };
     options
 }
@@ -198,6 +207,8 @@ async fn run_async(mut config: Config) -> Result<(), RunError> {
         .filter(|_| config.peer_tls.trusted_ca_file.is_none());
     let dialer = PeerDialer::open(&config.peer_tls, server_name)?;
 
+    let is_new = identity_file::read(&directory)?.is_none();
+    import_at_start(&config, is_new)?;
     let mut identity = match identity_file::read(&directory)? {
         Some(identity) => {
             if let Some(discovery) = &config.discovery {

@@ -3,15 +3,15 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use metastore_consensus::completion::{self, Receiver, Sender};
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
 
 use crate::application::Applied;
 
 /// Waiting requests by id.
 #[derive(Default)]
 pub struct Waiters {
-    waiting: Mutex<HashMap<u64, oneshot::Sender<Applied>>>,
+    waiting: Mutex<HashMap<u64, Sender<Applied>>>,
     next_id: AtomicU64,
 }
 
@@ -19,7 +19,7 @@ pub struct Waiters {
 pub struct Waiter<'a> {
     table: &'a Waiters,
     id: u64,
-    receiver: oneshot::Receiver<Applied>,
+    receiver: Receiver<Applied>,
 }
 
 impl Waiters {
@@ -39,7 +39,7 @@ impl Waiters {
 
     /// Starts to wait for the request `id`.
     pub fn register(&self, id: u64) -> Waiter<'_> {
-        let (sender, receiver) = oneshot::channel();
+        let (sender, receiver) = completion::question();
         self.waiting.lock().insert(id, sender);
         Waiter {
             table: self,
@@ -52,8 +52,7 @@ impl Waiters {
     pub fn complete(&self, id: u64, applied: Applied) {
         let sender = self.waiting.lock().remove(&id);
         if let Some(sender) = sender {
-            // The request may have timed out; then nobody needs the result.
-            let _ = sender.send(applied);
+            sender.send(applied);
         }
     }
 }

@@ -4,6 +4,7 @@
 # generated part of docs/performance.md; do nothing else on the machine meanwhile.
 #
 #   tests/bench/run.sh                      everything
+#   tests/bench/run.sh --short              everything in less than 25 minutes
 #   tests/bench/run.sh --quick              a subset in three to four minutes; does not touch the page
 #   tests/bench/run.sh --only put-256,get   these rows and families of rows; does not touch the page
 #   tests/bench/run.sh --help               all options

@@ -109,6 +109,7 @@ const ALLOWED_ARROWS: &[(&str, &[&str])] = &[
             "metastore-store",
         ],
     ),
+    ("metastore-backup-file", &[]),
     ("metastore-raft-log", &["metastore-proto"]),
     (
         "metastore-consensus",
@@ -123,6 +124,7 @@ const ALLOWED_ARROWS: &[(&str, &[&str])] = &[
             "metastore-store-rocksdb",
             "metastore-watch",
             "metastore-lease",
+            "metastore-backup-file",
             "metastore-raft-log",
             "metastore-consensus",
         ],

@@ -14,6 +14,7 @@ use std::thread;
 
 use http::{Request, Response, StatusCode, header};
 use hyper::body::Incoming;
+use metastore_consensus::completion::Mailbox;
 use metastore_proto::etcdserverpb::cluster_server::ClusterServer;
 use metastore_proto::etcdserverpb::lease_server::LeaseServer;
 use metastore_proto::etcdserverpb::maintenance_server::MaintenanceServer;
@@ -192,6 +193,7 @@ impl ClientThreads {
                 .name(format!("client-{number}"))
                 .spawn(move || {
                     runtime.block_on(async move {
+                        Mailbox::open();
                         while let Some((socket, endpoint)) = receiver.recv().await {
                             tokio::spawn(connection::serve(socket, endpoint, Arc::clone(&serving)));
                         }

@@ -15,6 +15,7 @@ use metastore_proto::etcdserverpb::{
 };
 use tonic::{Request, Response, Status};
 
+use super::snapshot::snapshot;
 use super::{OnLearner, check_call};
 use crate::error::RequestError;
 use crate::node::Node;
@@ -176,7 +177,8 @@ impl Maintenance for MaintenanceService {
         request: Request<SnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
         check_call(&self.node, request.metadata().as_ref(), OnLearner::Allowed)?;
-        Err(RequestError::Unimplemented("Snapshot").into())
+        let engine = self.node.reader().engine();
+        Ok(Response::new(Box::pin(snapshot(engine))))
     }
 
     async fn move_leader(

@@ -6,6 +6,7 @@ pub mod health;
 pub mod key_value;
 pub mod lease;
 pub mod maintenance;
+pub mod snapshot;
 pub mod unary;
 pub mod watch;
 

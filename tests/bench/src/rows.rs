@@ -373,6 +373,8 @@ pub struct Plan {
     pub large_keys: u64,
     /// etcd's own load tool, when its rows are wanted.
     pub benchmark_tool: Option<std::path::PathBuf>,
+    /// Calls of each of its rows.
+    pub benchmark_calls: usize,
 }
 
 impl Plan {
@@ -681,7 +683,6 @@ struct SecondOpinionRow {
     name: &'static str,
     title: &'static str,
     clients: usize,
-    total: usize,
     arguments: &'static [&'static str],
 }
 
@@ -692,7 +693,6 @@ const SECOND_OPINION_ROWS: &[SecondOpinionRow] = &[
         name: "benchmark-put-256",
         title: "etcd's `benchmark put`, 256 clients",
         clients: 256,
-        total: 100_000,
         arguments: &[
             "put",
             "--key-size=26",
@@ -704,14 +704,12 @@ const SECOND_OPINION_ROWS: &[SecondOpinionRow] = &[
         name: "benchmark-range-256",
         title: "etcd's `benchmark range`, one key, linearizable, 256 clients",
         clients: 256,
-        total: 100_000,
         arguments: &["range", "bench/00000000000000000007", "--consistency=l"],
     },
     SecondOpinionRow {
         name: "benchmark-range-serializable-256",
         title: "etcd's `benchmark range`, one key, serializable, 256 clients",
         clients: 256,
-        total: 100_000,
         arguments: &["range", "bench/00000000000000000007", "--consistency=s"],
     },
 ];
@@ -731,7 +729,7 @@ async fn second_opinion(
             .arg("--conns=16")
             .arg(format!("--clients={}", row.clients))
             .args(row.arguments)
-            .arg(format!("--total={}", row.total))
+            .arg(format!("--total={}", plan.benchmark_calls))
             .stdin(Stdio::null())
             .kill_on_drop(true)
             .output()
@@ -761,6 +759,7 @@ mod tests {
             duration: Duration::from_secs(1),
             large_keys: 1,
             benchmark_tool: None,
+            benchmark_calls: 1,
         };
         assert!(plan(&[]).wants("put-256"));
         assert!(plan(&["put"]).wants("put-256"));

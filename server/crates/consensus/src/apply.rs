@@ -22,6 +22,7 @@ use openraft::type_config::alias::{SnapshotMetaOf, SnapshotOf};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
+use crate::completion::{self, Batch};
 use crate::counters::Counters;
 use crate::peers::PeerHandler;
 use crate::raft_types::{
@@ -40,6 +41,9 @@ const CHUNK_ENTRIES_MAX: usize = 256;
 const CHUNK_BYTES_MAX: usize = 1024 * 1024;
 /// Chunks read ahead of the apply thread.
 const CHUNKS_IN_FLIGHT_MAX: usize = 4;
+/// Most entries that the core's thread applies by itself when there are cores for both threads:
+/// about the work that two changes of thread are worth.
+const INLINE_ENTRIES_MAX: usize = 8;
 
 /// Tells the owner once that this member cannot go on.
 pub(crate) struct FatalReporter {
@@ -77,7 +81,7 @@ pub(crate) struct AppliedClock {
     /// Bytes of payload that were handed to the state machine since the start.
     payload_bytes: AtomicU64,
     waiting: AtomicUsize,
-    waiters: Mutex<BTreeMap<(u64, u64), oneshot::Sender<()>>>,
+    waiters: Mutex<BTreeMap<(u64, u64), completion::Sender<()>>>,
     tickets: AtomicU64,
 }
 
@@ -97,9 +101,9 @@ impl AppliedClock {
             self.waiting.store(waiters.len(), Ordering::SeqCst);
             ready
         };
+        let _batch = Batch::begin();
         for sender in ready.into_values() {
-            // A reader that gave up has dropped its end.
-            let _ = sender.send(());
+            sender.send(());
         }
     }
 
@@ -123,7 +127,7 @@ impl AppliedClock {
         if self.next.load(Ordering::SeqCst) > index {
             return;
         }
-        let (sender, receiver) = oneshot::channel();
+        let (sender, receiver) = completion::question();
         let ticket = self.tickets.fetch_add(1, Ordering::Relaxed);
         let key = (index, ticket);
         {
@@ -176,9 +180,41 @@ type Done = oneshot::Sender<Result<(), StateMachineError>>;
 /// Where jobs of the state machine run.
 enum Execution {
     /// On an own OS thread, which ends when the last sender is dropped.
-    Thread(crossbeam_channel::Sender<(Job, Done)>),
+    Thread {
+        jobs: crossbeam_channel::Sender<(Job, Done)>,
+        /// Jobs that the thread has not finished.
+        unfinished: Arc<AtomicUsize>,
+        /// Whether the calling task may apply by itself, see [`StateMachineAdapter::alone`].
+        alone: Arc<AtomicBool>,
+        /// Most entries that the calling task applies by itself.
+        inline_entries_max: usize,
+    },
     /// In the calling task: a simulation has no threads.
     Inline,
+}
+
+impl Execution {
+    /// Whether the calling task does this job. Jobs stay in order: it does none while the thread
+    /// has one.
+    fn is_inline(&self, job: &Job) -> bool {
+        match (self, job) {
+            (Self::Inline, _) => true,
+            (
+                Self::Thread {
+                    unfinished,
+                    alone,
+                    inline_entries_max,
+                    ..
+                },
+                Job::Apply { entries, .. },
+            ) => {
+                entries.len() <= *inline_entries_max
+                    && alone.load(Ordering::Relaxed)
+                    && unfinished.load(Ordering::Acquire) == 0
+            }
+            (Self::Thread { .. }, Job::Install { .. }) => false,
+        }
+    }
 }
 
 /// What the apply thread needs.
@@ -190,11 +226,13 @@ struct Applier {
 
 impl Applier {
     fn run(&self, job: Job) -> Result<(), StateMachineError> {
+        let _reporter = PanicReporter(self.fatal.clone());
         let result = match job {
             Job::Apply {
                 entries,
                 memberships,
             } => {
+                let _batch = Batch::begin();
                 let last = entries.last().map(|entry| entry.position);
                 self.state_machine
                     .apply(entries, memberships)
@@ -223,13 +261,13 @@ impl Applier {
     }
 }
 
-/// Reports a panic of the apply thread: going on without it would be a silent divergence.
+/// Reports a panic while applying: going on without it would be a silent divergence.
 struct PanicReporter(Arc<FatalReporter>);
 
 impl Drop for PanicReporter {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.report("the apply thread panicked".into());
+            self.0.report("the state machine panicked".into());
         }
     }
 }
@@ -241,6 +279,7 @@ pub(crate) struct StateMachineAdapter {
     execution: Execution,
     counters: Arc<Counters>,
     building: Arc<AtomicBool>,
+    alone: Arc<AtomicBool>,
 }
 
 impl StateMachineAdapter {
@@ -251,24 +290,36 @@ impl StateMachineAdapter {
         fatal: Arc<FatalReporter>,
         counters: Arc<Counters>,
     ) -> io::Result<(Self, std::thread::JoinHandle<()>)> {
-        let mut adapter = Self::inline(state_machine, clock, fatal.clone(), counters);
-        let (sender, receiver) = crossbeam_channel::unbounded::<(Job, Done)>();
+        let mut adapter = Self::inline(state_machine, clock, fatal, counters);
+        let (jobs, receiver) = crossbeam_channel::unbounded::<(Job, Done)>();
+        let unfinished = Arc::new(AtomicUsize::new(0));
         let applier = adapter.applier.clone();
-        let thread = std::thread::Builder::new()
-            .name("apply".into())
-            .spawn(move || {
-                let _reporter = PanicReporter(fatal);
+        let thread = std::thread::Builder::new().name("apply".into()).spawn({
+            let unfinished = unfinished.clone();
+            move || {
                 for (job, done) in receiver {
                     let result = applier.run(job);
                     let failed = result.is_err();
+                    unfinished.fetch_sub(1, Ordering::Release);
                     // The core may have stopped meanwhile.
                     let _ = done.send(result);
                     if failed {
                         break;
                     }
                 }
-            })?;
-        adapter.execution = Execution::Thread(sender);
+            }
+        })?;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        adapter.execution = Execution::Thread {
+            jobs,
+            unfinished,
+            alone: adapter.alone.clone(),
+            inline_entries_max: match cores {
+                // Nothing is won by a second thread where the clients' thread has the other core.
+                ..=2 => usize::MAX,
+                _ => INLINE_ENTRIES_MAX,
+            },
+        };
         Ok((adapter, thread))
     }
 
@@ -292,7 +343,14 @@ impl StateMachineAdapter {
             execution: Execution::Inline,
             counters,
             building: Arc::new(AtomicBool::new(false)),
+            alone: Arc::new(AtomicBool::new(false)),
         }
+    }
+
+    /// Set by the owner while no other member votes. Then nobody waits for heartbeats of this one,
+    /// and the core's own thread may apply: a write is answered two changes of thread earlier.
+    pub(crate) fn alone(&self) -> Arc<AtomicBool> {
+        self.alone.clone()
     }
 
     /// Whether a snapshot is being built.
@@ -304,11 +362,15 @@ impl StateMachineAdapter {
     fn submit(&self, job: Job) -> oneshot::Receiver<Result<(), StateMachineError>> {
         let (done, result) = oneshot::channel();
         match &self.execution {
-            Execution::Thread(sender) => {
+            Execution::Thread {
+                jobs, unfinished, ..
+            } if !self.execution.is_inline(&job) => {
+                unfinished.fetch_add(1, Ordering::Relaxed);
                 // Fails only when the thread has ended; then the receiver says so.
-                let _ = sender.send((job, done));
+                let _ = jobs.send((job, done));
             }
-            Execution::Inline => {
+            Execution::Thread { .. } | Execution::Inline => {
+                // The receiver is below.
                 let _ = done.send(self.applier.run(job));
             }
         }

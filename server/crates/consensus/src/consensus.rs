@@ -13,13 +13,13 @@ use openraft::Precondition;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::entry::RaftPayload;
 use openraft::errors::{ClientWriteError, RaftError};
-use openraft::impls::ProgressResponder;
-use openraft::raft::ClientWriteResponse;
+use openraft::raft::{ClientWriteResponse, ClientWriteResult};
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 use crate::apply::{AppliedClock, FatalReporter};
+use crate::completion::{self, Mailbox};
 use crate::counters::{CounterValues, Counters};
 use crate::entry_log::EntryLog;
 use crate::error::{
@@ -223,6 +223,7 @@ impl Consensus {
             .name("raft".into())
             .spawn(move || {
                 runtime.block_on(async move {
+                    Mailbox::open();
                     let node = match listeners() {
                         Ok(listeners) => Node::start(parts, listeners).await,
                         Err(error) => Err(error.into()),
@@ -324,8 +325,13 @@ impl Consensus {
         self.until_confirmed()
             .await
             .map_err(|leader| ProposeError::NotLeader { leader })?;
-        let result = inner.raft.client_write(Command(command)).await;
-        pending.end(self.propose_result(result))
+        let (responder, answer) = completion::question();
+        inner
+            .raft
+            .client_write_ff(Command(command), Some(responder))
+            .await
+            .map_err(|_| ProposeError::Stopped)?;
+        pending.end(self.propose_answer(answer.await))
     }
 
     /// As [`Self::propose`], but only while this member leads in `term`.
@@ -338,7 +344,7 @@ impl Consensus {
         self.until_confirmed()
             .await
             .map_err(|leader| ProposeError::NotLeader { leader })?;
-        let (responder, result) = ProgressResponder::<TypeConfig, _>::complete_only();
+        let (responder, answer) = completion::question();
         inner
             .raft
             .write(Command(command))
@@ -346,12 +352,18 @@ impl Consensus {
             .responder(responder)
             .await
             .map_err(|_| ProposeError::Stopped)?;
-        let result = match result.await {
-            Ok(result) => result.map_err(RaftError::APIError),
+        pending.end(self.propose_answer(answer.await))
+    }
+
+    fn propose_answer(
+        &self,
+        answer: Result<ClientWriteResult<TypeConfig>, completion::Dropped>,
+    ) -> Result<Reply, ProposeError> {
+        match answer {
+            Ok(result) => self.propose_result(result.map_err(RaftError::APIError)),
             // Dropped by a core that stops.
-            Err(_) => return Err(ProposeError::Stopped),
-        };
-        pending.end(self.propose_result(result))
+            Err(completion::Dropped) => Err(ProposeError::Stopped),
+        }
     }
 
     fn propose_result(

@@ -26,6 +26,12 @@ pub trait EntryLog: Send + Sync + 'static {
     /// # Errors
     /// When one of them is not in the log or cannot be read.
     fn read(&self, from: u64, to: u64, max_bytes: usize) -> io::Result<Vec<LogEntry>>;
+    /// Whether the caller of a write waits for the disk and runs its completion, which is cheaper
+    /// than a thread of the log for a caller who has nothing else to do. Default: no effect.
+    fn set_caller_writes(&self, _caller_writes: bool) {}
+    /// Called once per heartbeat interval: writes what [`EntryLog::save_committed`] still holds
+    /// back. Default: nothing to do.
+    fn write_hints(&self) {}
     /// Flushes and ends the log's threads.
     fn close(&self);
 }
@@ -57,6 +63,14 @@ impl EntryLog for RaftLog {
 
     fn read(&self, from: u64, to: u64, max_bytes: usize) -> io::Result<Vec<LogEntry>> {
         self.read(from, to, max_bytes).map_err(io::Error::other)
+    }
+
+    fn set_caller_writes(&self, caller_writes: bool) {
+        self.set_caller_writes(caller_writes);
+    }
+
+    fn write_hints(&self) {
+        self.write_hints();
     }
 
     fn close(&self) {

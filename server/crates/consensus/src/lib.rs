@@ -20,6 +20,7 @@
 //! [`StateMachine`]: state_machine::StateMachine
 
 mod apply;
+pub mod completion;
 mod consensus;
 mod counters;
 mod entry_log;

@@ -8,29 +8,44 @@ use std::fmt;
 
 use bytes::Bytes;
 use metastore_proto::peer;
+use openraft::OptionalSend;
 use openraft::entry::RaftPayload;
 use openraft::impls::{EmptyNode, leader_id_std};
 use openraft::type_config::alias::{
     CommittedLeaderIdOf, EntryOf, LogIdOf, StoredMembershipOf, VoteOf,
 };
+use openraft::vote::RaftLeaderId;
 use prost::Message;
 
+use crate::completion;
 use crate::runtime::Runtime;
 use crate::state_machine::{LogPosition, Reply};
 
-openraft::declare_raft_types!(
-    /// openraft's types as this crate uses them.
-    pub TypeConfig:
-        D = Command,
-        R = Replied,
-        NodeId = u64,
-        Node = EmptyNode,
-        Term = u64,
-        LeaderId = leader_id_std::LeaderId<u64, u64>,
-        Vote = openraft::impls::Vote<leader_id_std::LeaderId<u64, u64>>,
-        Payload = Payload,
-        AsyncRuntime = Runtime,
-);
+/// openraft's types as this crate uses them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TypeConfig {}
+
+impl openraft::RaftTypeConfig for TypeConfig {
+    type D = Command;
+    type R = Replied;
+    type NodeId = u64;
+    type Node = EmptyNode;
+    type Term = u64;
+    type LeaderId = leader_id_std::LeaderId<u64, u64>;
+    type Vote = openraft::impls::Vote<Self::LeaderId>;
+    type Payload = Payload;
+    type Entry = openraft::Entry<<Self::LeaderId as RaftLeaderId>::Committed, Payload>;
+    type Responder<T>
+        = completion::Sender<T>
+    where
+        T: OptionalSend + 'static;
+    type Batch<T>
+        = openraft::impls::InlineBatch<T>
+    where
+        T: OptionalSend + 'static;
+    type AsyncRuntime = Runtime;
+    type ErrorSource = openraft::impls::BoxedErrorSource;
+}
 
 pub(crate) type LogId = LogIdOf<TypeConfig>;
 pub(crate) type RaftVote = VoteOf<TypeConfig>;

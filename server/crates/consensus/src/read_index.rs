@@ -14,8 +14,9 @@ use std::time::Duration;
 
 use openraft::ReadPolicy;
 use openraft::errors::{LinearizableReadError, RaftError};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
+use crate::completion::{self, Batch};
 use crate::consensus::ReadIndex;
 use crate::counters::Counters;
 use crate::error::ReadIndexError;
@@ -24,7 +25,7 @@ use crate::node::RaftNode;
 use crate::raft_types::position;
 use crate::transport::Peers;
 
-type Waiter = oneshot::Sender<Result<ReadIndex, ReadIndexError>>;
+type Waiter = completion::Sender<Result<ReadIndex, ReadIndexError>>;
 
 /// Where readers register for the next round. Clones share the rounds.
 #[derive(Clone)]
@@ -53,7 +54,7 @@ impl ReadIndexRounds {
 
     /// Joins the next round.
     pub(crate) async fn join(&self) -> Result<ReadIndex, ReadIndexError> {
-        let (sender, receiver) = oneshot::channel();
+        let (sender, receiver) = completion::question();
         self.waiters
             .send(sender)
             .map_err(|_| ReadIndexError::Stopped)?;
@@ -68,14 +69,14 @@ async fn run(context: RoundContext, mut receiver: mpsc::UnboundedReceiver<Waiter
         while let Ok(waiter) = receiver.try_recv() {
             waiters.push(waiter);
         }
-        waiters.retain(|waiter| !waiter.is_closed());
+        waiters.retain(|waiter| !waiter.is_abandoned());
         if waiters.is_empty() {
             continue;
         }
         let outcome = round(&context).await;
+        let _batch = Batch::begin();
         for waiter in waiters.drain(..) {
-            // A reader that gave up has dropped its end.
-            let _ = waiter.send(outcome);
+            waiter.send(outcome);
         }
     }
 }

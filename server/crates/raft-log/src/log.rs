@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
 use bytes::Bytes;
@@ -20,7 +21,7 @@ use crate::segment::{LOCK_NAME, Segment, VOTE_BYTES_MAX, Window};
 use crate::types::{
     Completion, LogEntry, LogIdentity, LogOptions, LogPosition, LogState, may_follow, next_index,
 };
-use crate::writer::{Step, Writer};
+use crate::writer::{self, Step, Writer};
 
 /// Entries are read from files in pieces of this size: as much as one index point covers.
 const READ_CHUNK_BYTES: usize = 64 * 1024;
@@ -105,12 +106,30 @@ impl Inner {
 
 /// Who runs the writer.
 enum Driver {
-    /// A thread of its own.
-    Thread(Mutex<Option<JoinHandle<()>>>),
+    /// A thread of its own, or a caller who does not want to wait for one.
+    Thread(WriterThread),
     /// Whoever makes a request.
     Caller(Mutex<Option<Writer>>),
     /// Whoever calls [`RaftLog::step`].
     Step(Mutex<Option<Writer>>),
+}
+
+/// A writer that a thread and callers take in turn.
+struct WriterThread {
+    /// None: the log is closed.
+    writer: Arc<Mutex<Option<Writer>>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    /// See [`RaftLog::set_caller_writes`].
+    caller_writes: AtomicBool,
+}
+
+/// How soon a request is written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Urgency {
+    /// As soon as the disk is free.
+    Now,
+    /// With the next request, or when [`RaftLog::write_hints`] is called.
+    Later,
 }
 
 /// A handle of an open log. Clones share the log.
@@ -143,11 +162,22 @@ impl RaftLog {
         options: LogOptions,
     ) -> Result<Self, LogError> {
         let (shared, writer) = open_parts(disk, directory, identity, options, true)?;
-        let thread = thread::Builder::new()
-            .name("raft-log-writer".to_owned())
-            .spawn(move || writer.run())
-            .map_err(LogError::io("start the writer thread of", directory))?;
-        Ok(Self::new(shared, Driver::Thread(Mutex::new(Some(thread)))))
+        let writer = Arc::new(Mutex::new(Some(writer)));
+        let thread = {
+            let (shared, writer) = (shared.clone(), writer.clone());
+            thread::Builder::new()
+                .name("raft-log-writer".to_owned())
+                .spawn(move || writer::run(&shared, &writer))
+                .map_err(LogError::io("start the writer thread of", directory))?
+        };
+        Ok(Self::new(
+            shared,
+            Driver::Thread(WriterThread {
+                writer,
+                thread: Mutex::new(Some(thread)),
+                caller_writes: AtomicBool::new(false),
+            }),
+        ))
     }
 
     /// Opens the log without any thread: each request is written and synced before the call returns,
@@ -188,6 +218,27 @@ impl RaftLog {
         }
     }
 
+    /// Decides who writes requests in the mode of [`RaftLog::open`]: the writer thread (the default),
+    /// or the thread that makes the request, which then waits for the disk before its call returns
+    /// and runs the completion itself. The latter saves two changes of thread for each group; it is
+    /// for callers who have nothing else to do meanwhile. Does nothing in the other modes.
+    pub fn set_caller_writes(&self, caller_writes: bool) {
+        if let Driver::Thread(thread) = &self.handle.driver {
+            thread.caller_writes.store(caller_writes, Ordering::Relaxed);
+        }
+    }
+
+    /// Writes hints ([`RaftLog::save_committed`]) that still wait for a request to travel with. To be
+    /// called now and then in the mode of [`RaftLog::open`]; cheap when there are none.
+    pub fn write_hints(&self) {
+        let shared = &self.handle.shared;
+        let mut inner = shared.inner.lock();
+        if !inner.queue.is_empty() && inner.writer_waits {
+            inner.writer_waits = false;
+            shared.wake.notify_one();
+        }
+    }
+
     /// The log with all requests so far, durable or not.
     pub fn state(&self) -> LogState {
         self.handle.shared.inner.lock().state.clone()
@@ -204,9 +255,10 @@ impl RaftLog {
     /// The first index must be that of the last entry plus one (0 or 1 in a log that never had one),
     /// and each further one the next. Otherwise `done` gets `InvalidInput`, and nothing changed.
     ///
-    /// Never blocks on the disk (except in the modes without a thread).
+    /// Never blocks on the disk (except in the modes without a thread, and after
+    /// [`RaftLog::set_caller_writes`]).
     pub fn append(&self, entries: Vec<LogEntry>, done: Completion) {
-        self.submit(Some(done), |inner, ticket| {
+        self.submit(Urgency::Now, Some(done), |inner, ticket| {
             let Some(last) = entries.last() else {
                 return Ok((Request::Nothing, 0));
             };
@@ -224,7 +276,7 @@ impl RaftLog {
     /// Saves the vote; the last one is given back by [`RaftLog::state`] after a restart. At most
     /// 4096 bytes, else `done` gets `InvalidInput`.
     pub fn save_vote(&self, vote: Bytes, done: Completion) {
-        self.submit(Some(done), |inner, _| {
+        self.submit(Urgency::Now, Some(done), |inner, _| {
             if vote.len() > VOTE_BYTES_MAX {
                 return Err(invalid("the vote is too long"));
             }
@@ -234,13 +286,13 @@ impl RaftLog {
         });
     }
 
-    /// Saves how far the log is committed, as a hint: it is written soon, but not synced, and a crash
-    /// may give back an older one.
+    /// Saves how far the log is committed, as a hint: it is written with the next request or by
+    /// [`RaftLog::write_hints`], but not synced, and a crash may give back an older one.
     ///
     /// The hint does a second service: being written after the sync of the entries before it, it
     /// proves at the next start that they were acknowledged (see [`crate::record`]).
     pub fn save_committed(&self, committed: LogPosition) {
-        self.submit(None, |inner, _| {
+        self.submit(Urgency::Later, None, |inner, _| {
             inner.state.committed = Some(committed);
             Ok((Request::Committed(committed), record_bytes(16) as usize))
         });
@@ -249,7 +301,7 @@ impl RaftLog {
     /// Removes all entries after a position; None: all entries. At or beyond the end nothing happens.
     /// Below the purged position `done` gets `InvalidInput`, and nothing changed.
     pub fn truncate_after(&self, last_kept: Option<LogPosition>, done: Completion) {
-        self.submit(Some(done), |inner, _| {
+        self.submit(Urgency::Now, Some(done), |inner, _| {
             let next = next_index(last_kept);
             if next >= next_index(inner.state.last) {
                 return Ok((Request::Nothing, 0));
@@ -274,7 +326,7 @@ impl RaftLog {
     /// beyond the end: the log is empty then and continues after it. Below what is purged already
     /// nothing happens.
     pub fn purge(&self, up_to: LogPosition, done: Completion) {
-        self.submit(Some(done), |inner, _| {
+        self.submit(Urgency::Now, Some(done), |inner, _| {
             let first = up_to.index + 1;
             if first <= inner.state.first_live() {
                 return Ok((Request::Nothing, 0));
@@ -388,11 +440,25 @@ impl RaftLog {
     /// Queues a request. `change` updates the state in memory, or refuses.
     fn submit(
         &self,
+        urgency: Urgency,
         done: Option<Completion>,
         change: impl FnOnce(&mut Inner, u64) -> io::Result<(Request, usize)>,
     ) {
-        match self.enqueue(done, change) {
-            Ok(()) => self.drive(),
+        let (writer, wake_thread) = match &self.handle.driver {
+            Driver::Thread(_) if urgency == Urgency::Later => (None, false),
+            Driver::Thread(thread) if thread.caller_writes.load(Ordering::Relaxed) => {
+                (Some(&*thread.writer), false)
+            }
+            Driver::Thread(_) => (None, true),
+            Driver::Caller(writer) => (Some(writer), false),
+            Driver::Step(_) => (None, false),
+        };
+        match self.enqueue(wake_thread, done, change) {
+            Ok(()) => {
+                if let Some(writer) = writer {
+                    self.drive(writer);
+                }
+            }
             Err((done, error)) => {
                 if let Some(done) = done {
                     done(Err(error));
@@ -403,6 +469,7 @@ impl RaftLog {
 
     fn enqueue(
         &self,
+        wake_thread: bool,
         done: Option<Completion>,
         change: impl FnOnce(&mut Inner, u64) -> io::Result<(Request, usize)>,
     ) -> Result<(), (Option<Completion>, io::Error)> {
@@ -436,19 +503,16 @@ impl RaftLog {
                 message,
             }));
         }
-        if inner.writer_waits {
+        if wake_thread && inner.writer_waits {
             inner.writer_waits = false;
             shared.wake.notify_one();
         }
         Ok(())
     }
 
-    /// Without a thread the caller does the work. A completion may make further requests: they find
-    /// the writer busy, and the loop that runs it takes them.
-    fn drive(&self) {
-        let Driver::Caller(writer) = &self.handle.driver else {
-            return;
-        };
+    /// The caller does the work. A completion may make further requests: they find the writer busy,
+    /// and the loop that runs it takes them. So does the writer thread when it has the writer.
+    fn drive(&self, writer: &Mutex<Option<Writer>>) {
         loop {
             {
                 let Some(mut writer) = writer.try_lock() else {
@@ -479,8 +543,8 @@ impl Handle {
     fn close(&self) {
         self.begin_close();
         match &self.driver {
-            Driver::Thread(thread) => {
-                let mut thread = thread.lock();
+            Driver::Thread(writer_thread) => {
+                let mut thread = writer_thread.thread.lock();
                 if let Some(thread) = thread.take()
                     && thread.thread().id() != thread::current().id()
                 {

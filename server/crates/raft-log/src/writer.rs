@@ -11,6 +11,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use crate::directory::LogDirectory;
 use crate::disk::DiskLock;
@@ -88,6 +89,48 @@ struct SpareMaker {
     thread: JoinHandle<Result<(), LogError>>,
 }
 
+/// The body of the writer thread. It shares the writer with callers who write themselves.
+pub(crate) fn run(shared: &Shared, writer: &Mutex<Option<Writer>>) {
+    let ended = panic::catch_unwind(AssertUnwindSafe(|| {
+        loop {
+            let closing = wait(shared);
+            let step = match &mut *writer.lock() {
+                Some(writer) => writer.step(),
+                None => return,
+            };
+            match step {
+                Step::Worked => {}
+                Step::Idle if closing => break,
+                Step::Idle => {}
+                Step::Failed => break,
+            }
+        }
+    }));
+    // Taken out, so that its lock on the directory is released.
+    let Some(mut writer) = writer.lock().take() else {
+        return;
+    };
+    if ended.is_ok() {
+        writer.finish();
+    } else {
+        writer.fail(Failure {
+            kind: io::ErrorKind::Other,
+            message: "raft log: the writer thread panicked, probably in a completion".to_owned(),
+        });
+    }
+}
+
+/// Waits for something to do; returns whether the log is being closed.
+fn wait(shared: &Shared) -> bool {
+    let mut inner = shared.inner.lock();
+    while inner.queue.is_empty() && !inner.closing && inner.failure.is_none() {
+        inner.writer_waits = true;
+        shared.wake.wait(&mut inner);
+        inner.writer_waits = false;
+    }
+    inner.closing
+}
+
 impl Writer {
     pub fn new(
         shared: Arc<Shared>,
@@ -123,40 +166,6 @@ impl Writer {
             spare_ready: recovered.spare_ready,
             spare_maker: None,
         }
-    }
-
-    /// The body of the writer thread.
-    pub fn run(mut self) {
-        let ended = panic::catch_unwind(AssertUnwindSafe(|| {
-            loop {
-                let closing = self.wait();
-                match self.step() {
-                    Step::Worked => {}
-                    Step::Idle if closing => break,
-                    Step::Idle => {}
-                    Step::Failed => break,
-                }
-            }
-            self.finish();
-        }));
-        if ended.is_err() {
-            self.fail(Failure {
-                kind: io::ErrorKind::Other,
-                message: "raft log: the writer thread panicked, probably in a completion"
-                    .to_owned(),
-            });
-        }
-    }
-
-    /// Waits for something to do; returns whether the log is being closed.
-    fn wait(&self) -> bool {
-        let mut inner = self.shared.inner.lock();
-        while inner.queue.is_empty() && !inner.closing && inner.failure.is_none() {
-            inner.writer_waits = true;
-            self.shared.wake.wait(&mut inner);
-            inner.writer_waits = false;
-        }
-        inner.closing
     }
 
     /// Writes, syncs and completes everything that is queued.

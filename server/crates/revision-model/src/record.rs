@@ -63,11 +63,16 @@ impl RevisionRecord {
                 + varint_len(self.previous.sub as u64)
                 + self.key_value.0.len(),
         );
-        bytes.put_u8(FORMAT);
-        encode_varint(self.previous.main as u64, &mut bytes);
-        encode_varint(self.previous.sub as u64, &mut bytes);
-        bytes.put_slice(&self.key_value.0);
+        self.encode_to(&mut bytes);
         bytes
+    }
+
+    /// Appends the stored bytes.
+    pub fn encode_to(&self, bytes: &mut Vec<u8>) {
+        bytes.put_u8(FORMAT);
+        encode_varint(self.previous.main as u64, bytes);
+        encode_varint(self.previous.sub as u64, bytes);
+        bytes.put_slice(&self.key_value.0);
     }
 
     /// Reads stored bytes; the key value is a slice of them.
@@ -95,8 +100,18 @@ impl RevisionRecord {
 impl LatestRow {
     /// The stored bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let inline = self.key_value.as_ref();
-        let mut bytes = Vec::with_capacity(32 + inline.map_or(0, |kv| kv.0.len()));
+        let inline_bytes = self.key_value.as_ref().map_or(0, |kv| kv.0.len());
+        let mut bytes = Vec::with_capacity(32 + inline_bytes);
+        self.encode_to(&mut bytes, usize::MAX);
+        bytes
+    }
+
+    /// Appends the stored bytes; the key value only when it has at most `inline_bytes_max` bytes.
+    pub fn encode_to(&self, bytes: &mut Vec<u8>, inline_bytes_max: usize) {
+        let inline = self
+            .key_value
+            .as_ref()
+            .filter(|key_value| key_value.0.len() <= inline_bytes_max);
         bytes.put_u8(FORMAT);
         let mut flags = 0;
         if self.tombstone {
@@ -115,12 +130,11 @@ impl LatestRow {
             self.previous.main,
             self.previous.sub,
         ] {
-            encode_varint(number as u64, &mut bytes);
+            encode_varint(number as u64, bytes);
         }
         if let Some(key_value) = inline {
             bytes.put_slice(&key_value.0);
         }
-        bytes
     }
 
     /// Reads stored bytes. `copy` makes the bytes of an inline key value; it is given the part of

@@ -9,8 +9,8 @@ use metastore_revision_model::{
     KeyRange, LatestRow, REVISION_KEY_LEN, RecordError, Revision, RevisionRecord,
 };
 use metastore_store::engine::{
-    Direction, Engine, EngineError, EngineSize, LatestVisitor, RevisionVisitor, RowParts,
-    RowVisitor, Table, WriteBatch,
+    Direction, Engine, EngineError, EngineSize, LatestVisitor, ReadView, RevisionVisitor, RowParts,
+    RowVisitor, Table, ViewVisitor, WriteBatch,
 };
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
@@ -29,6 +29,11 @@ use crate::options::{DEFAULT, LATEST, REVISIONS, RocksDbOptions, write_options};
 /// state, which the trait allows. After the first segment the scan is a big one and its blocks no
 /// longer push out those that others read.
 const SCAN_SEGMENT_ROWS: usize = 10_000;
+
+/// What a record costs in a batch beside its pair, in both tables: keys, tags, lengths, numbers.
+const RECORD_OVERHEAD_BYTES: usize = 160;
+/// What a batch has beside records: its header, the applied position, the store's state.
+const BATCH_OVERHEAD_BYTES: usize = 256;
 
 /// First byte of a stored history record: no tombstone.
 const LIVE: u8 = 0;
@@ -180,22 +185,35 @@ impl RocksDbEngine {
     fn scan(
         &self,
         family: &str,
+        lower: Vec<u8>,
+        upper: Option<Vec<u8>>,
+        direction: Direction,
+        visit: &mut RawVisitor<'_>,
+    ) -> Result<(), EngineError> {
+        self.scan_at(None, family, lower, upper, direction, visit)
+    }
+
+    /// As [`RocksDbEngine::scan`], in the state of a snapshot.
+    fn scan_at(
+        &self,
+        snapshot: Option<&rocksdb::Snapshot<'_>>,
+        family: &str,
         mut lower: Vec<u8>,
         mut upper: Option<Vec<u8>>,
         direction: Direction,
         visit: &mut RawVisitor<'_>,
     ) -> Result<(), EngineError> {
         let family = self.family(family);
-        let mut fill_cache = true;
+        // An export reads everything once: nobody else gains from its blocks in the cache.
+        let mut fill_cache = snapshot.is_none();
         while upper.as_ref().is_none_or(|upper| lower < *upper) {
-            let last = self.scan_segment(
-                family,
-                &lower,
-                upper.as_deref(),
-                direction,
-                fill_cache,
-                visit,
-            )?;
+            let mut options = ReadOptions::default();
+            options.fill_cache(fill_cache);
+            if let Some(snapshot) = snapshot {
+                options.set_snapshot(snapshot);
+            }
+            let last =
+                self.scan_segment(options, family, &lower, upper.as_deref(), direction, visit)?;
             match (last, direction) {
                 (None, _) => return Ok(()),
                 (Some(mut last), Direction::Forward) => {
@@ -212,15 +230,13 @@ impl RocksDbEngine {
     /// Visits at most [`SCAN_SEGMENT_ROWS`] rows; the last one's key when there may be more.
     fn scan_segment(
         &self,
+        mut options: ReadOptions,
         family: &ColumnFamily,
         lower: &[u8],
         upper: Option<&[u8]>,
         direction: Direction,
-        fill_cache: bool,
         visit: &mut RawVisitor<'_>,
     ) -> Result<Option<Vec<u8>>, EngineError> {
-        let mut options = ReadOptions::default();
-        options.fill_cache(fill_cache);
         options.set_iterate_lower_bound(lower);
         if let Some(upper) = upper {
             options.set_iterate_upper_bound(upper);
@@ -257,13 +273,20 @@ impl RocksDbEngine {
             delete_revisions,
             rows,
         } = batch;
-        let mut translated = rocksdb::WriteBatch::default();
+        // Both tables hold the pairs of the new records.
+        let pairs_bytes: usize = put_revisions
+            .iter()
+            .map(|(_, _, record)| record.key_value.0.len())
+            .sum();
+        let mut translated = rocksdb::WriteBatch::with_capacity_bytes(
+            2 * pairs_bytes + put_revisions.len() * RECORD_OVERHEAD_BYTES + BATCH_OVERHEAD_BYTES,
+        );
         let family = self.family(REVISIONS);
         let mut value = Vec::new();
         for (revision, tombstone, record) in put_revisions {
             value.clear();
             value.push(if tombstone { TOMBSTONE } else { LIVE });
-            value.extend_from_slice(&record.encode());
+            record.encode_to(&mut value);
             translated.put_cf(family, revision.to_key(false).as_bytes(), &value);
         }
         for (revision, _) in delete_revisions {
@@ -273,7 +296,9 @@ impl RocksDbEngine {
         for (key, row) in latest {
             match row {
                 Some(row) => {
-                    translated.put_cf(family, &key, self.without_large_value(row).encode())
+                    value.clear();
+                    row.encode_to(&mut value, self.inline_bytes);
+                    translated.put_cf(family, &key, &value);
                 }
                 None => translated.delete_cf(family, &key),
             }
@@ -286,13 +311,6 @@ impl RocksDbEngine {
             }
         }
         translated
-    }
-
-    fn without_large_value(&self, mut row: LatestRow) -> LatestRow {
-        row.key_value = row
-            .key_value
-            .filter(|key_value| key_value.0.len() <= self.inline_bytes);
-        row
     }
 }
 
@@ -369,14 +387,7 @@ impl Engine for RocksDbEngine {
             revision_key(from).to_vec(),
             Some(upper),
             Direction::Forward,
-            &mut |key, stored| {
-                let (revision, _) = Revision::from_key(key).ok_or(RecordError {
-                    what: "revision key",
-                    bytes: key.len(),
-                })?;
-                let (tombstone, record) = decode_revision(stored)?;
-                Ok(visit(revision, tombstone, record))
-            },
+            &mut |key, stored| visit_revision(key, stored, visit),
         )
     }
 
@@ -419,6 +430,13 @@ impl Engine for RocksDbEngine {
             .map_err(self.failed("flushing"))
     }
 
+    fn with_view(&self, read: &mut ViewVisitor<'_>) -> Result<(), EngineError> {
+        read(&RocksDbView {
+            engine: self,
+            snapshot: self.db.snapshot(),
+        })
+    }
+
     fn checkpoint(&self, into: &Path) -> Result<(), EngineError> {
         // Flushes all column families at one sequence number by itself, then links the files.
         Checkpoint::new(&self.db)
@@ -454,6 +472,54 @@ impl Engine for RocksDbEngine {
     fn is_persistent(&self) -> bool {
         true
     }
+}
+
+/// The rows at one sequence number of the database.
+struct RocksDbView<'a> {
+    engine: &'a RocksDbEngine,
+    snapshot: rocksdb::Snapshot<'a>,
+}
+
+impl ReadView for RocksDbView<'_> {
+    fn scan_revisions(&self, visit: &mut RevisionVisitor<'_>) -> Result<(), EngineError> {
+        self.engine.scan_at(
+            Some(&self.snapshot),
+            REVISIONS,
+            Vec::new(),
+            None,
+            Direction::Forward,
+            &mut |key, stored| visit_revision(key, stored, visit),
+        )
+    }
+
+    fn scan_rows(
+        &self,
+        table: Table,
+        prefix: &[u8],
+        visit: &mut RowVisitor<'_>,
+    ) -> Result<(), EngineError> {
+        self.engine.scan_at(
+            Some(&self.snapshot),
+            table.name(),
+            prefix.to_vec(),
+            end_of_prefix(prefix),
+            Direction::Forward,
+            &mut |key, value| Ok(visit(key, value)),
+        )
+    }
+}
+
+fn visit_revision(
+    key: &[u8],
+    stored: &[u8],
+    visit: &mut RevisionVisitor<'_>,
+) -> Result<ControlFlow<()>, EngineError> {
+    let (revision, _) = Revision::from_key(key).ok_or(RecordError {
+        what: "revision key",
+        bytes: key.len(),
+    })?;
+    let (tombstone, record) = decode_revision(stored)?;
+    Ok(visit(revision, tombstone, record))
 }
 
 impl std::fmt::Debug for RocksDbEngine {

@@ -59,8 +59,8 @@ pub struct RocksDbOptions {
     /// Less than 4 MiB counts as 4 MiB. Default 128 MiB. It bounds what RocksDB counts, not the
     /// process: `engine_cost` with a million keys of 256 bytes was at 73 MiB resident after loading
     /// and reached 182 MiB under random reads and overwrites, with compactions and what the
-    /// allocator holds back. More makes reads of a large database faster, not writes; filters of
-    /// 10 bits in both large tables want about 2.5 bytes for each key.
+    /// allocator holds back. More makes reads of a large database faster, not writes; the filter of
+    /// the newest rows wants about 1.25 bytes for each key.
     pub memory_bytes: usize,
     /// A key value of at most this many bytes is kept with the newest row of its key as well as in
     /// the history, so that a read needs one look-up. 0: never. Default 1 KiB: a larger value is
@@ -170,8 +170,9 @@ impl Translated {
     }
 
     fn revisions(&self) -> Options {
-        let mut blocks = self.blocks(REVISIONS_BLOCK_BYTES);
-        blocks.set_bloom_filter(FILTER_BITS_PER_KEY, false);
+        // No filter: whoever asks for a record knows that it exists, and as records come in ascending
+        // order, the range of a file tells whether it has it.
+        let blocks = self.blocks(REVISIONS_BLOCK_BYTES);
         let mut options = self.table(&blocks);
         // Records come in ascending order, so files move down whole and may be large.
         options.set_max_bytes_for_level_base(256 * MEBIBYTE as u64);

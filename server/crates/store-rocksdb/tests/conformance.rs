@@ -341,3 +341,37 @@ fn compaction_gives_the_space_of_removed_rows_back() {
     let left = scan_revisions(&engine, Revision::NONE, Revision::new(i64::MAX, 0));
     assert_eq!(left.len() as i64, row_count / 100);
 }
+
+#[test]
+fn a_view_shows_one_moment_while_rows_are_written_and_removed() {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let engine = open(folder.path());
+    for number in 1..=120 {
+        engine.write(numbered_batch(number)).expect("it is written");
+    }
+    let end = Revision::new(i64::MAX, 0);
+    let before = scan_revisions(&engine, Revision::NONE, end);
+    engine
+        .with_view(&mut |view| {
+            for number in 121..=240 {
+                engine.write(numbered_batch(number))?;
+            }
+            engine.flush()?;
+            engine.compact_files()?;
+            let mut seen = Vec::new();
+            view.scan_revisions(&mut |revision, tombstone, record| {
+                seen.push((revision, tombstone, record));
+                ControlFlow::Continue(())
+            })?;
+            assert!(seen == before, "the records of the moment of the view");
+            let mut counter = Vec::new();
+            view.scan_rows(Table::Meta, b"counter", &mut |_, value| {
+                counter.extend_from_slice(value);
+                ControlFlow::Continue(())
+            })?;
+            assert_eq!(counter, 120_i64.to_be_bytes());
+            Ok(())
+        })
+        .expect("the view can be read");
+    assert!(scan_revisions(&engine, Revision::NONE, end) != before);
+}

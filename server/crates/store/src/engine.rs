@@ -131,6 +131,23 @@ pub type RevisionVisitor<'a> = dyn FnMut(Revision, bool, RevisionRecord) -> Cont
 /// Visitor of a scan of another table: key and value.
 pub type RowVisitor<'a> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a;
 
+/// Reader of a view.
+pub type ViewVisitor<'a> = dyn FnMut(&dyn ReadView) -> Result<(), EngineError> + 'a;
+
+/// The rows of one moment, whatever is written afterwards. For exports, which have to be one state.
+pub trait ReadView {
+    /// Visits the whole history, ascending.
+    fn scan_revisions(&self, visit: &mut RevisionVisitor<'_>) -> Result<(), EngineError>;
+
+    /// Visits the rows of another table whose key starts with `prefix`, ascending.
+    fn scan_rows(
+        &self,
+        table: Table,
+        prefix: &[u8],
+        visit: &mut RowVisitor<'_>,
+    ) -> Result<(), EngineError>;
+}
+
 /// An ordered store of rows.
 ///
 /// One thread writes through [`Engine::write`] what commands change; a background thread may write
@@ -198,6 +215,10 @@ pub trait Engine: Send + Sync + 'static {
         from: &[u8],
         visit: &mut RowVisitor<'_>,
     ) -> Result<(), EngineError>;
+
+    /// Calls `read` with the state as it is at one moment between two batches. Writers go on
+    /// meanwhile; what they remove stays stored until `read` returns.
+    fn with_view(&self, read: &mut ViewVisitor<'_>) -> Result<(), EngineError>;
 
     /// Applies a batch as a whole. It need not be durable when this returns.
     fn write(&self, batch: WriteBatch) -> Result<(), EngineError>;

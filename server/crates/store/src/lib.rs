@@ -17,7 +17,9 @@ mod applier;
 mod compaction;
 mod encoding;
 pub mod engine;
+pub mod export;
 mod hash;
+mod import;
 mod key_counts;
 mod lease_rows;
 mod memory_engine;
@@ -36,6 +38,7 @@ mod view;
 
 pub use applier::Applier;
 pub use engine::{Engine, EngineError, SharedEngine, Table};
+pub use import::Importer;
 pub use lease_rows::LeaseRecord;
 pub use memory_engine::MemoryEngine;
 pub use reader::{EventScan, HashKv, RangeChunk, RangeCursor, ReadError, Reader, StoreSize};

@@ -1,17 +1,17 @@
 //! The engine that keeps all rows in memory.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
 use std::path::Path;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use bytes::Bytes;
 use metastore_revision_model::{KeyRange, LatestRow, RangeEnd, Revision, RevisionRecord};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 
 use crate::engine::{
-    Direction, Engine, EngineError, EngineSize, LatestVisitor, RevisionVisitor, RowParts,
-    RowVisitor, Table, WriteBatch,
+    Direction, Engine, EngineError, EngineSize, LatestVisitor, ReadView, RevisionVisitor, RowParts,
+    RowVisitor, Table, ViewVisitor, WriteBatch,
 };
 use crate::snapshot_file;
 
@@ -28,8 +28,6 @@ const ROW_OVERHEAD_BYTES: i64 = 200;
 #[derive(Default)]
 pub struct MemoryEngine {
     rows: RwLock<Rows>,
-    /// One checkpoint at a time: it holds back the deletion of records.
-    checkpoint: Mutex<()>,
     bytes: AtomicI64,
 }
 
@@ -39,8 +37,22 @@ pub(crate) struct Rows {
     pub latest: BTreeMap<Bytes, LatestRow>,
     pub revisions: BTreeMap<Revision, (bool, RevisionRecord)>,
     pub tables: [BTreeMap<Bytes, Bytes>; Table::ALL.len()],
-    /// While a checkpoint is written: records that are deleted for everybody but the checkpoint.
-    held_back: Option<HashSet<Revision>>,
+    /// Views that are being read, by the number of their begin.
+    views: BTreeSet<u64>,
+    /// How many views there were.
+    last_view: u64,
+    /// Records that were deleted while views are read, and the last view that began before. They are
+    /// gone for everybody but that view and older ones.
+    held_back: HashMap<Revision, u64>,
+}
+
+/// The rows at one moment: the tables are copied, the records are those up to `newest` that were
+/// not deleted before `number`.
+struct MemoryView<'a> {
+    engine: &'a MemoryEngine,
+    number: u64,
+    newest: Option<Revision>,
+    tables: [BTreeMap<Bytes, Bytes>; Table::ALL.len()],
 }
 
 impl MemoryEngine {
@@ -58,9 +70,21 @@ impl MemoryEngine {
         let bytes = rows.bytes();
         Ok(Self {
             rows: RwLock::new(rows),
-            checkpoint: Mutex::new(()),
             bytes: AtomicI64::new(bytes),
         })
+    }
+
+    fn view(&self) -> MemoryView<'_> {
+        let mut rows = self.rows.write();
+        rows.last_view += 1;
+        let number = rows.last_view;
+        rows.views.insert(number);
+        MemoryView {
+            engine: self,
+            number,
+            newest: rows.revisions.last_key_value().map(|(newest, _)| *newest),
+            tables: rows.tables.clone(),
+        }
     }
 
     /// Calls `copy` for chunk after chunk, each time under the lock. It gets the rows and how many
@@ -266,33 +290,15 @@ impl Engine for MemoryEngine {
         Ok(())
     }
 
+    fn with_view(&self, read: &mut ViewVisitor<'_>) -> Result<(), EngineError> {
+        read(&self.view())
+    }
+
     fn checkpoint(&self, into: &Path) -> Result<(), EngineError> {
-        let _one_at_a_time = self.checkpoint.lock();
-        let (tables, newest) = {
-            let mut rows = self.rows.write();
-            rows.held_back = Some(HashSet::new());
-            let newest = rows.revisions.last_key_value().map(|(newest, _)| *newest);
-            (rows.tables.clone(), newest)
-        };
-        let written = snapshot_file::write(into, &tables, |from, chunk| {
-            let Some(newest) = newest else { return false };
-            let rows = self.rows.read();
-            let found = rows.revisions.range((from, Bound::Included(newest)));
-            for (revision, (tombstone, record)) in found.take(CHUNK_ROWS_MAX) {
-                chunk.push((*revision, *tombstone, record.clone()));
-            }
-            chunk.len() == CHUNK_ROWS_MAX && chunk.last().is_some_and(|last| last.0 < newest)
-        });
-        let mut freed = Vec::new();
-        {
-            let mut rows = self.rows.write();
-            for revision in rows.held_back.take().into_iter().flatten() {
-                freed.extend(rows.delete_revision(revision));
-            }
-        }
-        let bytes = freed.iter().map(record_bytes).sum::<i64>();
-        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
-        written
+        let view = self.view();
+        snapshot_file::write(into, &view.tables, |from, chunk| {
+            view.next_records(from, chunk)
+        })
     }
 
     fn compact_files(&self) -> Result<(), EngineError> {
@@ -311,11 +317,87 @@ impl Engine for MemoryEngine {
     }
 }
 
+impl MemoryView<'_> {
+    /// Appends the next records; returns the last one that was looked at when there may be more.
+    fn next_records(
+        &self,
+        from: Bound<Revision>,
+        chunk: &mut Vec<(Revision, bool, RevisionRecord)>,
+    ) -> Option<Revision> {
+        let newest = self.newest?;
+        let rows = self.engine.rows.read();
+        let found = rows.revisions.range((from, Bound::Included(newest)));
+        let mut last = None;
+        for (revision, (tombstone, record)) in found.take(CHUNK_ROWS_MAX) {
+            last = Some(*revision);
+            let deleted_before = rows.held_back.get(revision);
+            if deleted_before.is_none_or(|last_view| *last_view >= self.number) {
+                chunk.push((*revision, *tombstone, record.clone()));
+            }
+        }
+        last.filter(|last| *last < newest)
+    }
+}
+
+impl ReadView for MemoryView<'_> {
+    fn scan_revisions(&self, visit: &mut RevisionVisitor<'_>) -> Result<(), EngineError> {
+        let mut from = Bound::Unbounded;
+        let mut chunk = Vec::new();
+        loop {
+            let last = self.next_records(from, &mut chunk);
+            for (revision, tombstone, record) in chunk.drain(..) {
+                if visit(revision, tombstone, record).is_break() {
+                    return Ok(());
+                }
+            }
+            match last {
+                Some(last) => from = Bound::Excluded(last),
+                None => return Ok(()),
+            }
+        }
+    }
+
+    fn scan_rows(
+        &self,
+        table: Table,
+        prefix: &[u8],
+        visit: &mut RowVisitor<'_>,
+    ) -> Result<(), EngineError> {
+        let start = Bytes::copy_from_slice(prefix);
+        let mut rows = self.tables[table as usize]
+            .range(start..)
+            .take_while(|(key, _)| key.starts_with(prefix));
+        let _ = rows.try_for_each(|(key, value)| visit(key, value));
+        Ok(())
+    }
+}
+
+impl Drop for MemoryView<'_> {
+    fn drop(&mut self) {
+        let mut freed = Vec::new();
+        {
+            let mut rows = self.engine.rows.write();
+            rows.views.remove(&self.number);
+            let oldest = rows.views.first().copied().unwrap_or(u64::MAX);
+            let unseen: Vec<Revision> = rows
+                .held_back
+                .iter()
+                .filter(|(_, last_view)| **last_view < oldest)
+                .map(|(revision, _)| *revision)
+                .collect();
+            for revision in unseen {
+                rows.held_back.remove(&revision);
+                freed.extend(rows.revisions.remove(&revision).map(|(_, record)| record));
+            }
+        }
+        let bytes = freed.iter().map(record_bytes).sum::<i64>();
+        self.engine.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
 impl Rows {
     fn is_held_back(&self, revision: Revision) -> bool {
-        self.held_back
-            .as_ref()
-            .is_some_and(|held_back| held_back.contains(&revision))
+        !self.held_back.is_empty() && self.held_back.contains_key(&revision)
     }
 
     fn revision(&self, revision: Revision) -> Option<(bool, RevisionRecord)> {
@@ -327,8 +409,11 @@ impl Rows {
     }
 
     fn delete_revision(&mut self, revision: Revision) -> Option<RevisionRecord> {
-        if let Some(held_back) = &mut self.held_back {
-            held_back.insert(revision);
+        if !self.views.is_empty() {
+            if self.revisions.contains_key(&revision) {
+                let last_view = self.last_view;
+                self.held_back.entry(revision).or_insert(last_view);
+            }
             return None;
         }
         self.revisions.remove(&revision).map(|(_, record)| record)

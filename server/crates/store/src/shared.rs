@@ -100,18 +100,11 @@ impl Shared {
 pub fn open(engine: SharedEngine, options: StoreOptions) -> Result<(Applier, Reader), EngineError> {
     let state = match engine.get_row(Table::Meta, &STATE_ROW)? {
         Some(stored) => StoreState::decode(&stored)?,
-        None => StoreState {
-            revision: FIRST_REVISION,
-            compact_revision: NEVER_COMPACTED,
-            bytes_added: 0,
-        },
+        None => StoreState::new(),
     };
     let collected = match engine.get_row(Table::Meta, &COLLECTED_ROW)? {
         Some(stored) => CollectedState::decode(&stored)?,
-        None => CollectedState {
-            finished: NEVER_COMPACTED,
-            bytes_removed: 0,
-        },
+        None => CollectedState::new(),
     };
     check_state(&engine, &state, &collected)?;
     let counts = load_counts(&engine, state.revision)?;
@@ -242,6 +235,15 @@ fn load_leases(engine: &SharedEngine) -> Result<HashMap<i64, LeaseRecord>, Engin
 }
 
 impl StoreState {
+    /// The state of an empty store.
+    pub fn new() -> Self {
+        Self {
+            revision: FIRST_REVISION,
+            compact_revision: NEVER_COMPACTED,
+            bytes_added: 0,
+        }
+    }
+
     pub fn encode(&self) -> Bytes {
         let Self {
             revision,
@@ -251,7 +253,7 @@ impl StoreState {
         encode_numbers(&[revision, compact_revision, bytes_added])
     }
 
-    fn decode(stored: &[u8]) -> Result<Self, RecordError> {
+    pub fn decode(stored: &[u8]) -> Result<Self, RecordError> {
         let [revision, compact_revision, bytes_added] = decode_numbers("state row", stored)?;
         Ok(Self {
             revision,
@@ -262,6 +264,14 @@ impl StoreState {
 }
 
 impl CollectedState {
+    /// The state of a store that was never compacted.
+    pub fn new() -> Self {
+        Self {
+            finished: NEVER_COMPACTED,
+            bytes_removed: 0,
+        }
+    }
+
     pub fn encode(&self) -> Bytes {
         let Self {
             finished,
@@ -270,7 +280,7 @@ impl CollectedState {
         encode_numbers(&[finished, bytes_removed])
     }
 
-    fn decode(stored: &[u8]) -> Result<Self, RecordError> {
+    pub fn decode(stored: &[u8]) -> Result<Self, RecordError> {
         let [finished, bytes_removed] = decode_numbers("collector row", stored)?;
         Ok(Self {
             finished,

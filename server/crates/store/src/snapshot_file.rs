@@ -39,11 +39,11 @@ const FRAME_BYTES_MAX: usize = 1 << 30;
 pub(crate) type Entry = (Revision, bool, RevisionRecord);
 
 /// Writes the file into the new directory and makes both durable. `next_entries` appends the next
-/// records from a bound on and returns whether there may be more.
+/// records from a bound on; it returns the record behind which there may be more.
 pub(crate) fn write(
     directory: &Path,
     tables: &[std::collections::BTreeMap<Bytes, Bytes>],
-    mut next_entries: impl FnMut(Bound<Revision>, &mut Vec<Entry>) -> bool,
+    mut next_entries: impl FnMut(Bound<Revision>, &mut Vec<Entry>) -> Option<Revision>,
 ) -> Result<(), EngineError> {
     std::fs::create_dir_all(directory).map_err(io("create", directory))?;
     let path = directory.join(FILE_NAME);
@@ -59,9 +59,8 @@ pub(crate) fn write(
     let mut written_entries = 0u64;
     let mut from = Bound::Unbounded;
     loop {
-        let more = next_entries(from, &mut entries);
+        let last = next_entries(from, &mut entries);
         for (revision, tombstone, record) in entries.drain(..) {
-            from = Bound::Excluded(revision);
             written_entries += 1;
             let payload = frames.open(&[KIND_REVISIONS]);
             encode_varint(revision.main as u64, payload);
@@ -70,8 +69,9 @@ pub(crate) fn write(
             put_bytes(payload, &record.encode());
             frames.close_when_full()?;
         }
-        if !more {
-            break;
+        match last {
+            Some(last) => from = Bound::Excluded(last),
+            None => break,
         }
     }
     frames.close()?;
@@ -167,6 +167,12 @@ fn read_entries(mut payload: Bytes, rows: &mut Rows) -> Option<u64> {
             tombstone,
             key_value: (!tombstone).then(|| record.key_value.clone()),
         };
+        count += 1;
+        if fields.key.is_empty() {
+            // Only raises the revision: see `Importer::record`.
+            rows.revisions.insert(revision, (tombstone, record));
+            continue;
+        }
         // Records ascend, so the last one of a key is its newest.
         match rows.latest.get_mut(fields.key) {
             Some(latest) => *latest = row,
@@ -176,7 +182,6 @@ fn read_entries(mut payload: Bytes, rows: &mut Rows) -> Option<u64> {
             }
         }
         rows.revisions.insert(revision, (tombstone, record));
-        count += 1;
     }
     Some(count)
 }

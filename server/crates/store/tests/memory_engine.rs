@@ -1,11 +1,14 @@
 //! The memory engine's snapshot file.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
 use metastore_proto::etcdserverpb::{CompactionRequest, PutRequest, RangeRequest};
 use metastore_proto::internal::Command;
 use metastore_proto::internal::command::Request;
+use metastore_revision_model::Revision;
+use metastore_store::engine::ReadView;
 use metastore_store::{Applier, Engine, MemoryEngine, Reader, StoreOptions, Table, open};
 
 const FILE: &str = "memory-engine.snapshot";
@@ -151,4 +154,56 @@ fn a_damaged_snapshot_is_refused_and_says_what_to_do() {
     refused(&longer, "it is too long");
     std::fs::write(&file, &whole).expect("the disk works");
     assert!(MemoryEngine::open_checkpoint(&path).is_ok());
+}
+
+fn records_of(view: &dyn ReadView) -> Vec<Revision> {
+    let mut revisions = Vec::new();
+    view.scan_revisions(&mut |revision, _, _| {
+        revisions.push(revision);
+        ControlFlow::Continue(())
+    })
+    .expect("the engine works");
+    revisions
+}
+
+#[test]
+fn views_see_one_moment_while_records_come_and_are_collected() {
+    let (engine, mut applier, reader) = store(MemoryEngine::new());
+    for number in 0..10 {
+        put(&mut applier, format!("key-{}", number % 2), "value");
+    }
+    applier.commit().expect("the engine works");
+    let size = |reader: &Reader| reader.size().expect("the engine works").physical_bytes;
+    let full_size = size(&reader);
+    let mut later = Vec::new();
+    engine
+        .with_view(&mut |first| {
+            let before = records_of(first);
+            assert_eq!(before.len(), 10);
+            compact(&mut applier, 11);
+            put(&mut applier, "new".into(), "value");
+            applier.commit().expect("the engine works");
+            while reader.collect_garbage_step(3).expect("the engine works") {}
+            assert_eq!(records_of(first), before, "the older view misses nothing");
+            engine.with_view(&mut |second| {
+                later = records_of(second);
+                Ok(())
+            })?;
+            assert_eq!(
+                records_of(first),
+                before,
+                "the end of a newer view changes nothing"
+            );
+            Ok(())
+        })
+        .expect("the engine works");
+    assert_eq!(
+        later.len(),
+        3,
+        "two keys that live and the new one: {later:?}"
+    );
+    assert!(
+        size(&reader) < full_size,
+        "what was collected is given back when the last view that saw it ends"
+    );
 }

@@ -28,16 +28,20 @@ struct Arguments {
     /// A subset in three to four minutes.
     #[arg(long)]
     quick: bool,
+    /// All rows, with shorter loads, in less than 25 minutes.
+    #[arg(long, conflicts_with = "quick")]
+    short: bool,
     /// Rows, or families of rows (`put`), comma-separated.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Groups of rows, comma-separated.
     #[arg(long, value_delimiter = ',', default_value = "one,three,large")]
     groups: Vec<Group>,
-    /// How often both servers are measured [default: 3; quick: 2 for one member, else 1].
+    /// How often both servers are measured [default: 3; quick: 2 for one member, else 1; short: 1
+    /// for the large group, else 3].
     #[arg(long)]
     alternations: Option<usize>,
-    /// Seconds of each load [default: 5; quick: 2].
+    /// Seconds of each load [default: 5; quick and short: 2].
     #[arg(long)]
     seconds: Option<f64>,
     /// Keys of the large group [default: 1000000; quick: 200000].
@@ -189,22 +193,25 @@ fn plan(arguments: &Arguments) -> Result<Plan, String> {
             return Err(format!("no row {only}; there are {}", known.join(", ")));
         }
     }
-    let (seconds, keys) = if arguments.quick {
-        (2.0, 200_000)
+    let seconds = if arguments.quick || arguments.short {
+        2.0
     } else {
-        (5.0, 1_000_000)
+        5.0
     };
+    let keys = if arguments.quick { 200_000 } else { 1_000_000 };
     Ok(Plan {
         only: arguments.only.clone(),
         quick: arguments.quick,
         duration: Duration::from_secs_f64(arguments.seconds.unwrap_or(seconds)),
         large_keys: arguments.keys.unwrap_or(keys),
         benchmark_tool: arguments.second_opinion.clone(),
+        benchmark_calls: if arguments.short { 30_000 } else { 100_000 },
     })
 }
 
 fn alternations(arguments: &Arguments, group: Group) -> usize {
     let usual = match (arguments.quick, group) {
+        (false, Group::Large) if arguments.short => 1,
         (false, _) => 3,
         (true, Group::Three | Group::Large) => 1,
         (true, _) => 2,
@@ -229,13 +236,14 @@ fn heading(arguments: &Arguments, shape: &str) -> String {
         .collect();
     let command = format!("make bench {}", words.join(" "));
     format!(
-        "Measured {} with `{}`; {} alternations. {shape}\n\n\
+        "Measured {} with `{}`; {} alternations ({} of the large load). {shape}\n\n\
          A ratio is ours divided by etcd's in the same alternation; the table shows the median and \
          the range of them. CPU is that of all members together, per operation. ⚠ marks rows during \
          which something else used the machine, and how much of it.",
         utc("%Y-%m-%d"),
         command.trim(),
         alternations(arguments, Group::One),
+        alternations(arguments, Group::Large),
     )
 }
 

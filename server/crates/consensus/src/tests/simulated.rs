@@ -157,3 +157,53 @@ async fn a_dead_leader_is_replaced_after_few_election_timeouts() {
     })
     .await;
 }
+
+/// Longest delay that no timer explains: the clock stands still while anybody works, so whatever waits
+/// for a heartbeat (100 ms) shows.
+const AT_ONCE: Duration = Duration::from_millis(5);
+
+#[tokio::test(start_paused = true)]
+async fn followers_apply_and_read_at_once_and_not_with_the_next_heartbeat() {
+    let seed = rand::random();
+    let directory = tempfile::tempdir().unwrap();
+    let (pipes, network) = (Arc::default(), Arc::default());
+    let mut members = BTreeMap::new();
+    for member in 1..=3 {
+        let started = start(member, directory.path(), &pipes, &network, seed).await;
+        members.insert(member, started.0);
+    }
+    for consensus in members.values() {
+        consensus.initialize([1, 2, 3].into()).await.unwrap();
+    }
+    let leader = eventually("a leader", || {
+        let leader = members[&1].leader()?;
+        members
+            .values()
+            .all(|one| one.leader() == Some(leader))
+            .then_some(leader)
+    })
+    .await;
+    let mut slowest = [Duration::ZERO; 3];
+    for number in 0..30_u64 {
+        let started = Instant::now();
+        members[&leader].propose("write".into()).await.unwrap();
+        slowest[0] = slowest[0].max(started.elapsed());
+        let written = members[&leader].status().applied;
+        for consensus in members.values() {
+            consensus.wait_applied(written).await;
+        }
+        slowest[1] = slowest[1].max(started.elapsed());
+        let started = Instant::now();
+        for consensus in members.values() {
+            let read = consensus.read_index().await.unwrap();
+            consensus.wait_applied(read.index).await;
+        }
+        slowest[2] = slowest[2].max(started.elapsed());
+        // Virtual time, so that the next write comes at another moment between two heartbeats.
+        tokio::time::sleep(Duration::from_millis(7 * number % 100)).await;
+    }
+    assert!(
+        slowest.iter().all(|delay| *delay < AT_ONCE),
+        "write, apply on all, read on all took up to {slowest:?}; random_seed = {seed}"
+    );
+}

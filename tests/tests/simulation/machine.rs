@@ -1,0 +1,217 @@
+//! The state machine of a simulated member: the store on the memory engine, and its watchers.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use metastore_consensus::state_machine::{
+    AppliedState, CommittedEntry, EntryPayload, SnapshotFiles, StateMachine, StateMachineError,
+};
+use metastore_proto::etcdserverpb::WatchCreateRequest;
+use metastore_proto::internal::Command;
+use metastore_store::{Applier, MemoryEngine, Reader, StoreOptions};
+use metastore_watch::{Hub, HubOptions, WatchOutput};
+use parking_lot::Mutex;
+use prost::Message;
+use tokio::sync::mpsc;
+
+/// What of a member's state machine survives the end of its process.
+#[derive(Default)]
+pub(crate) struct Kept {
+    snapshot: Option<SnapshotFiles>,
+    next_directory: u64,
+    pub(crate) installed: u64,
+}
+
+/// The state machine of one process.
+pub(crate) struct Machine {
+    directory: PathBuf,
+    kept: Arc<Mutex<Kept>>,
+    state: Mutex<State>,
+    hub: Hub,
+}
+
+struct State {
+    applied: AppliedState,
+    applier: Applier,
+    reader: Reader,
+}
+
+/// Delivers all that can be delivered, as the hub's threads do in a real process.
+fn settle(hub: &Hub) -> Result<(), StateMachineError> {
+    while hub.dispatch_step().map_err(failed)? | hub.catch_up_step().map_err(failed)? {}
+    Ok(())
+}
+
+fn failed(error: impl ToString) -> StateMachineError {
+    StateMachineError(error.to_string())
+}
+
+fn open(engine: MemoryEngine) -> Result<(Applier, Reader), StateMachineError> {
+    metastore_store::open(Arc::new(engine), StoreOptions::default()).map_err(failed)
+}
+
+impl Machine {
+    /// The state of the last snapshot; the log has the rest.
+    pub(crate) fn open(
+        directory: PathBuf,
+        kept: Arc<Mutex<Kept>>,
+    ) -> Result<Self, StateMachineError> {
+        let snapshot = kept.lock().snapshot.clone();
+        let (engine, applied) = match snapshot {
+            Some(files) => {
+                let engine = MemoryEngine::open_checkpoint(&files.directory).map_err(failed)?;
+                (engine, files.applied)
+            }
+            None => (MemoryEngine::new(), AppliedState::default()),
+        };
+        let (applier, reader) = open(engine)?;
+        let hub = Hub::new(reader.clone(), HubOptions::default());
+        let state = Mutex::new(State {
+            applied,
+            applier,
+            reader,
+        });
+        Ok(Self {
+            directory,
+            kept,
+            state,
+            hub,
+        })
+    }
+
+    pub(crate) fn reader(&self) -> Reader {
+        self.state.lock().reader.clone()
+    }
+
+    /// Starts to watch all keys with previous values, and sends every response.
+    pub(crate) async fn watch(
+        &self,
+        start_revision: i64,
+        seen: mpsc::UnboundedSender<WatchOutput>,
+    ) {
+        let mut stream = self.hub.open_stream();
+        stream.create(&WatchCreateRequest {
+            key: Bytes::from_static(b"\0"),
+            range_end: Bytes::from_static(b"\0"),
+            start_revision,
+            prev_kv: true,
+            ..WatchCreateRequest::default()
+        });
+        loop {
+            // The watcher is behind at first: nobody else would read the history for it.
+            settle(&self.hub).expect("an engine in memory does not fail");
+            let next = std::future::poll_fn(|context| stream.poll_next(context)).await;
+            let Some(output) = next else { return };
+            if seen.send(output).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn fresh_directory(&self) -> PathBuf {
+        let mut kept = self.kept.lock();
+        kept.next_directory += 1;
+        self.directory.join(kept.next_directory.to_string())
+    }
+}
+
+impl StateMachine for Machine {
+    fn applied(&self) -> AppliedState {
+        self.state.lock().applied.clone()
+    }
+
+    fn apply(
+        &self,
+        entries: Vec<CommittedEntry>,
+        memberships: Vec<Bytes>,
+    ) -> Result<(), StateMachineError> {
+        let mut state = self.state.lock();
+        let mut memberships = memberships.into_iter();
+        let mut answers = Vec::new();
+        for entry in entries {
+            let next = state.applied.position.map_or(0, |before| before.index + 1);
+            if entry.position.index != next {
+                return Err(failed(format!(
+                    "{:?} follows index {next} - 1",
+                    entry.position
+                )));
+            }
+            match entry.payload {
+                EntryPayload::Blank => {}
+                EntryPayload::Command(bytes) => {
+                    let command = Command::decode(bytes).map_err(failed)?;
+                    let term = entry.position.term;
+                    let result = state.applier.execute(&command, term).map_err(failed)?;
+                    answers.extend(entry.responder.map(|responder| (responder, result)));
+                }
+                EntryPayload::Membership(_) => {
+                    let membership = memberships.next();
+                    state.applied.membership =
+                        membership.ok_or_else(|| failed("a membership is missing"))?;
+                }
+            }
+            state.applied.position = Some(entry.position);
+        }
+        let committed = state.applier.commit().map_err(failed)?;
+        drop(state);
+        self.hub.publish(committed.events, committed.revision);
+        settle(&self.hub)?;
+        for (responder, result) in answers {
+            responder(Box::new(result));
+        }
+        Ok(())
+    }
+
+    fn build_snapshot(&self) -> Result<SnapshotFiles, StateMachineError> {
+        let state = self.state.lock();
+        let directory = self.fresh_directory();
+        state
+            .reader
+            .engine()
+            .checkpoint(&directory)
+            .map_err(failed)?;
+        let files = SnapshotFiles {
+            applied: state.applied.clone(),
+            directory,
+        };
+        self.kept.lock().snapshot = Some(files.clone());
+        Ok(files)
+    }
+
+    fn current_snapshot(&self) -> Option<SnapshotFiles> {
+        self.kept.lock().snapshot.clone()
+    }
+
+    fn incoming_directory(&self) -> Result<PathBuf, StateMachineError> {
+        let directory = self.fresh_directory();
+        std::fs::create_dir_all(&directory).map_err(failed)?;
+        Ok(directory)
+    }
+
+    fn install_snapshot(
+        &self,
+        directory: &Path,
+        applied: AppliedState,
+    ) -> Result<(), StateMachineError> {
+        // The transport cleans up what it received.
+        let own = self.fresh_directory();
+        std::fs::rename(directory, &own).map_err(failed)?;
+        let engine = MemoryEngine::open_checkpoint(&own).map_err(failed)?;
+        let (applier, reader) = open(engine)?;
+        let mut kept = self.kept.lock();
+        kept.snapshot = Some(SnapshotFiles {
+            applied: applied.clone(),
+            directory: own,
+        });
+        kept.installed += 1;
+        self.hub.replace_reader(reader.clone());
+        *self.state.lock() = State {
+            applied,
+            applier,
+            reader,
+        };
+        drop(kept);
+        settle(&self.hub)
+    }
+}
