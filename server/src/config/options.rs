@@ -310,29 +310,29 @@ pub static OPTIONS: &[OptionSpec] = &{
         O::new(G::Clustering, "discovery-token", K::Text, "", "Token of the cluster in the discovery service.")
             .in_file("discovery-config.token"),
         O::new(G::Clustering, "discovery-endpoints", K::Set, "", "gRPC endpoints of the discovery service.")
-            .in_file("discovery-config.endpoints"),
+            .in_file("discovery-config.client.endpoints"),
         O::new(G::Clustering, "discovery-dial-timeout", K::Duration, "2s", "Time to connect to the discovery service.")
-            .in_file("discovery-config.dial-timeout"),
+            .in_file("discovery-config.client.dial-timeout"),
         O::new(G::Clustering, "discovery-request-timeout", K::Duration, "5s", "Time for a request to the discovery service.")
-            .in_file("discovery-config.request-timeout"),
+            .in_file("discovery-config.client.request-timeout"),
         O::new(G::Clustering, "discovery-keepalive-time", K::Duration, "2s", "Interval of pings to the discovery service.")
-            .in_file("discovery-config.keepalive-time"),
+            .in_file("discovery-config.client.keepalive-time"),
         O::new(G::Clustering, "discovery-keepalive-timeout", K::Duration, "6s", "Time for an answer to such a ping.")
-            .in_file("discovery-config.keepalive-timeout"),
+            .in_file("discovery-config.client.keepalive-timeout"),
         O::new(G::Clustering, "discovery-insecure-transport", K::Boolean, "true", "Speak to the discovery service without TLS.")
-            .in_file("discovery-config.insecure-transport"),
+            .in_file("discovery-config.client.secure.insecure-transport"),
         O::new(G::Clustering, "discovery-insecure-skip-tls-verify", K::Boolean, "false", "Do not check the discovery service's certificate.")
-            .in_file("discovery-config.insecure-skip-tls-verify"),
+            .in_file("discovery-config.client.secure.insecure-skip-tls-verify"),
         O::new(G::Clustering, "discovery-cert", K::Text, "", "Certificate for the discovery service.")
-            .in_file("discovery-config.cert"),
+            .in_file("discovery-config.client.secure.cert"),
         O::new(G::Clustering, "discovery-key", K::Text, "", "Key of that certificate.")
-            .in_file("discovery-config.key"),
+            .in_file("discovery-config.client.secure.key"),
         O::new(G::Clustering, "discovery-cacert", K::Text, "", "Certificate authorities of the discovery service.")
-            .in_file("discovery-config.cacert"),
+            .in_file("discovery-config.client.secure.cacert"),
         O::new(G::Clustering, "discovery-user", K::Text, "", "User name, or name:password, at the discovery service.")
-            .in_file("discovery-config.user"),
+            .in_file("discovery-config.client.auth.username"),
         O::new(G::Clustering, "discovery-password", K::Text, "", "Password at the discovery service.")
-            .in_file("discovery-config.password"),
+            .in_file("discovery-config.client.auth.password"),
         O::new(G::Clustering, "discovery-fallback", K::Choice(&["exit", "proxy"]), "exit", "What to do when discovery fails.")
             .ignored("only 'exit' exists, as in etcd"),
         O::new(G::Clustering, "discovery-proxy", K::Text, "", "HTTP proxy in front of the v2 discovery service.").unsupported("v2 discovery"),
