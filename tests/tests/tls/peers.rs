@@ -115,10 +115,10 @@ async fn three_members_speak_tls_and_take_new_certificates() {
         .authority
         .issue(folder, "server", request("second"));
     let mut members = members;
-    for index in 0..members.len() {
-        members[index].kill();
-        members[index].respawn();
-        members[index].ready().await;
+    for member in &mut members {
+        member.kill();
+        member.respawn();
+        member.ready().await;
     }
     assert_replicates(&members, "second").await;
 }
