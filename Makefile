@@ -8,15 +8,15 @@ SHELL := bash
 ENVIRONMENT := source .ci/scripts/environment.sh
 
 # The tests start the server as a program, and cargo does not build one package's program for another's tests.
-PREPARE_TESTS := tests/tools/install.sh >/dev/null; cargo build --package metastore-server --bins
+PREPARE_TESTS := tests/tools/install.sh >/dev/null; tests/tools/install-clients.sh >/dev/null; cargo build --package metastore-server --package metastore-ctl --bins
 
 .PHONY: help
 help: ## show the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 .PHONY: build
-build: ## build the server: target/release/metastore
-	@$(ENVIRONMENT); cargo build --release --package metastore-server
+build: ## build the programs: target/release/metastore and metastorectl
+	@$(ENVIRONMENT); cargo build --release --package metastore-server --package metastore-ctl
 
 .PHONY: run
 run: ## start one member on port 2379

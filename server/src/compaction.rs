@@ -4,12 +4,13 @@
 //! more. Deleting them is this member's own affair, done in paced steps so that it disturbs nobody.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
 
 use crate::application::Application;
+use crate::observe::metrics::METRICS;
 
 /// The wake-up call of the compaction thread and the revision up to which it has deleted.
 pub struct Compaction {
@@ -85,7 +86,9 @@ pub fn run(
     // A compaction that a crash cut short goes on at start.
     application.compaction.wake();
     while application.compaction.wait(None) {
+        let started = Instant::now();
         loop {
+            let step_started = Instant::now();
             let reader = application.reader();
             let more = match reader.collect_garbage_step(batch_revisions) {
                 Ok(more) => more,
@@ -94,7 +97,15 @@ pub fn run(
                     return;
                 }
             };
+            METRICS
+                .compaction_pause_milliseconds
+                .observe(step_started.elapsed().as_millis() as f64);
+            application.note_size();
             if !more {
+                METRICS
+                    .compaction_total_milliseconds
+                    .observe(started.elapsed().as_millis() as f64);
+                METRICS.compaction_last.set(seconds_since_1970());
                 application
                     .compaction
                     .finished
@@ -106,4 +117,9 @@ pub fn run(
             }
         }
     }
+}
+
+fn seconds_since_1970() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |time| i64::try_from(time.as_secs()).unwrap_or(i64::MAX))
 }

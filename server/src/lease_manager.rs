@@ -3,12 +3,16 @@
 use std::time::{Duration, Instant};
 
 use metastore_lease::{
-    ExpiryOptions, ExpiryQueue, LeaseState, RenewError, Renewal, revoke_retry_interval,
+    CHECKPOINT_BATCH_MAX, ExpiryOptions, ExpiryQueue, LeaseState, RenewError, Renewal,
+    revoke_retry_interval,
 };
+use metastore_proto::etcdserverpb::LeaseCheckpoint;
 use metastore_store::engine::EngineError;
 use metastore_store::{LeaseChange, Reader};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+
+use crate::observe::metrics::METRICS;
 
 /// What became of a renewal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +21,8 @@ pub enum Renewed {
     Ttl(i64),
     /// Its time was over and its revoke is on its way; ask again when it is gone.
     Expired,
+    /// A checkpoint of 0 has to be applied first.
+    ClearCheckpointFirst,
     /// This member does not lead.
     NotLeader,
 }
@@ -31,8 +37,11 @@ pub struct LeaseManager {
 
 impl LeaseManager {
     /// A manager that follows; nothing expires until [`LeaseManager::promote`].
-    pub fn new(election_timeout: Duration) -> Self {
+    ///
+    /// `checkpoints` is the gate LeaseCheckpoint.
+    pub fn new(election_timeout: Duration, checkpoints: bool) -> Self {
         let options = ExpiryOptions {
+            checkpoints,
             revoke_retry: revoke_retry_interval(election_timeout),
             ..ExpiryOptions::default()
         };
@@ -94,12 +103,25 @@ impl LeaseManager {
         self.gone.notify_waiters();
     }
 
+    /// How many leases there are.
+    pub fn len(&self) -> usize {
+        self.queue.lock().len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Renews a lease.
     pub fn renew(&self, id: i64) -> Renewed {
         match self.queue.lock().renew(id, self.now()) {
-            Ok(Renewal::Renewed { ttl }) => Renewed::Ttl(ttl),
-            // Checkpoints are off until their feature gate exists.
-            Ok(Renewal::ClearCheckpointFirst) | Err(RenewError::NotPrimary) => Renewed::NotLeader,
+            Ok(Renewal::Renewed { ttl }) => {
+                METRICS.leases_renewed.inc();
+                Renewed::Ttl(ttl)
+            }
+            Ok(Renewal::ClearCheckpointFirst) => Renewed::ClearCheckpointFirst,
+            Err(RenewError::NotPrimary) => Renewed::NotLeader,
             Err(RenewError::NotFound) => Renewed::Ttl(0),
             Err(RenewError::Expired) => Renewed::Expired,
         }
@@ -130,6 +152,19 @@ impl LeaseManager {
     /// Leases whose time is over and whose revoke should be proposed now.
     pub fn due(&self, limit: usize) -> Vec<i64> {
         self.queue.lock().due(self.now(), limit)
+    }
+
+    /// Leases whose remaining time is to be recorded now, at most as many as fit into one command.
+    pub fn due_checkpoints(&self) -> Vec<LeaseCheckpoint> {
+        self.queue
+            .lock()
+            .due_checkpoints(self.now(), CHECKPOINT_BATCH_MAX)
+            .into_iter()
+            .map(|due| LeaseCheckpoint {
+                id: due.id,
+                remaining_ttl: due.remaining_ttl,
+            })
+            .collect()
     }
 
     /// A proposed revoke was not committed.

@@ -4,9 +4,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use metastore_proto::error_text::EtcdError;
-use metastore_proto::etcdserverpb::{LeaseTimeToLiveRequest, LeaseTimeToLiveResponse};
+use metastore_proto::etcdserverpb::{
+    LeaseCheckpoint, LeaseCheckpointRequest, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
+};
+use metastore_proto::internal::command::Request;
 use prost::Message;
 
+use crate::auth::Credentials;
 use crate::error::RequestError;
 use crate::lease_manager::Renewed;
 use crate::node::Node;
@@ -18,6 +22,9 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 /// `applyTimeout`.
 const APPLY_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// The gate without which a renewal waits until everything committed is applied.
+const FAST_KEEP_ALIVE_GATE: &str = "FastLeaseKeepAlive";
+
 impl Node {
     /// Renews a lease here; the new TTL in seconds, 0 for a lease that does not exist. `None`: this
     /// member does not lead, or cannot be sure that it still does.
@@ -26,6 +33,10 @@ impl Node {
     /// `request timed out, waiting for the applied index took too long`.
     pub async fn renew_lease_as_leader(&self, id: i64) -> Result<Option<i64>, EtcdError> {
         let mut caught_up = false;
+        if self.is_leader() && !self.config.feature_gates.is_enabled(FAST_KEEP_ALIVE_GATE) {
+            self.catch_up().await?;
+            caught_up = true;
+        }
         loop {
             // The contact clock makes `leader` empty when no quorum answered within an election
             // time-out, so a cut-off leader stops promising lives that it cannot keep.
@@ -42,8 +53,24 @@ impl Node {
                 }
                 Renewed::Ttl(ttl) => return Ok(Some(ttl)),
                 Renewed::Expired => gone.await,
+                // A later leader would believe the checkpoint and end the lease too early.
+                Renewed::ClearCheckpointFirst => self.clear_checkpoint(id).await?,
                 Renewed::NotLeader => return Ok(None),
             }
+        }
+    }
+
+    async fn clear_checkpoint(&self, id: i64) -> Result<(), EtcdError> {
+        let request = LeaseCheckpointRequest {
+            checkpoints: vec![LeaseCheckpoint {
+                id,
+                remaining_ttl: 0,
+            }],
+        };
+        match self.propose(Request::LeaseCheckpoint(request)).await {
+            Ok(_) => Ok(()),
+            Err(RequestError::Etcd(error)) => Err(error),
+            Err(_) => Err(EtcdError::Timeout),
         }
     }
 
@@ -84,15 +111,92 @@ impl Node {
         }))
     }
 
+    /// Whether a client may renew a lease, that is, write all its keys.
+    async fn check_lease_renew(
+        &self,
+        id: i64,
+        credentials: &Credentials,
+    ) -> Result<(), RequestError> {
+        if !self.auth().is_enabled() {
+            return Ok(());
+        }
+        // Its keys may be on their way through the log, if the lease itself is.
+        if self.is_leader() && self.reader().lease(id)?.is_none() {
+            self.catch_up().await?;
+        }
+        let revision = self.auth().revision();
+        let identity = self.identify(credentials).await?;
+        let state = self.auth().state();
+        state.check_identified(identity.as_ref())?;
+        state.check_lease_write(identity.as_ref(), &*self.reader(), id)?;
+        match state.check_admin(identity.as_ref()) {
+            Ok(()) => Ok(()),
+            Err(_) => Ok(self.check_auth_revision(revision)?),
+        }
+    }
+
+    /// Whether a client may see the keys of a lease.
+    ///
+    /// # Errors
+    /// `invalid auth token`, `user name is empty`, `permission denied`; the engine's.
+    pub async fn check_lease_read(
+        &self,
+        id: i64,
+        credentials: &Credentials,
+    ) -> Result<(), RequestError> {
+        self.check_leases_read(&[id], credentials).await
+    }
+
+    /// [`Node::check_lease_read`] of several leases.
+    ///
+    /// # Errors
+    /// As [`Node::check_lease_read`].
+    pub async fn check_leases_read(
+        &self,
+        ids: &[i64],
+        credentials: &Credentials,
+    ) -> Result<(), RequestError> {
+        if !self.auth().is_enabled() {
+            return Ok(());
+        }
+        let identity = self.identify(credentials).await?;
+        let state = self.auth().state();
+        state.check_identified(identity.as_ref())?;
+        let reader = self.reader();
+        for id in ids {
+            state.check_lease_read(identity.as_ref(), &*reader, *id)?;
+        }
+        Ok(())
+    }
+
+    /// Whether users and roles are still those of a revision, when authentication is on.
+    ///
+    /// # Errors
+    /// `revision of auth store is old`.
+    pub fn check_auth_revision(&self, revision: u64) -> Result<(), EtcdError> {
+        match self.auth().is_enabled() && self.auth().revision() != revision {
+            true => Err(EtcdError::AuthOldRevision),
+            false => Ok(()),
+        }
+    }
+
     /// Renews a lease, here or through the leader; the TTL in seconds, 0 for an unknown lease.
     ///
     /// # Errors
-    /// `no leader`, `request timed out`.
-    pub async fn renew_lease(&self, id: i64) -> Result<i64, RequestError> {
+    /// `no leader`, `request timed out`, `permission denied` and what else says that the client may
+    /// not.
+    pub async fn renew_lease(
+        &self,
+        id: i64,
+        credentials: &Credentials,
+    ) -> Result<i64, RequestError> {
         let attempt = async {
             loop {
                 if *self.stopping.borrow() {
-                    return Err(EtcdError::Stopped);
+                    return Err(RequestError::from(EtcdError::Stopped));
+                }
+                if self.leader().is_some() {
+                    self.check_lease_renew(id, credentials).await?;
                 }
                 match self.leader() {
                     Some(leader) if leader == self.member_id => {
@@ -126,7 +230,7 @@ impl Node {
             }
         };
         match tokio::time::timeout(self.request_timeout(), attempt).await {
-            Ok(result) => Ok(result?),
+            Ok(result) => result,
             Err(_) if self.leader().is_none() => Err(EtcdError::NoLeader.into()),
             Err(_) => Err(EtcdError::Timeout.into()),
         }

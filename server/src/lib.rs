@@ -10,12 +10,18 @@
 //!                      └────── answer, watch hub ◄─────────┘
 //! ```
 
+pub mod alarms;
 pub mod application;
 pub mod applied_position;
+pub mod auth;
+pub mod auto_compaction;
 pub mod backup;
 pub mod bootstrap;
+pub mod cluster_version;
 pub mod compaction;
 pub mod config;
+pub mod corruption;
+pub mod defragment;
 pub mod discovery;
 pub mod engines;
 pub mod error;
@@ -33,7 +39,10 @@ pub mod offline;
 pub mod peer_activity;
 pub mod peer_service;
 pub mod peer_transport;
+pub mod quota;
 pub mod rpc;
+pub mod slow_requests;
+pub mod space;
 pub mod startup;
 pub mod tasks;
 pub mod tls;

@@ -188,6 +188,7 @@ pub fn bind_clients(config: &Config) -> Result<Vec<ClientSocket>, RunError> {
                     traffic: plan.traffic,
                     tls,
                     insecure: plan.insecure,
+                    identifies_clients: settings.client_cert_auth,
                 }),
                 plan,
             })

@@ -10,7 +10,8 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use metastore_proto::error_text::EtcdError;
 use metastore_proto::internal::{
-    Bootstrap, MemberPublish, MemberRecord, MemberUpdate, MembershipCommand, membership_command,
+    Bootstrap, DowngradeInfoSet, MemberPublish, MemberRecord, MemberUpdate, MembershipCommand,
+    membership_command,
 };
 use metastore_store::engine::{EngineError, Table};
 use metastore_store::{Applier, Reader};
@@ -19,6 +20,7 @@ use prost::Message;
 const MEMBER_PREFIX: &[u8] = b"member/";
 const REMOVED_PREFIX: &[u8] = b"removed/";
 const CLUSTER_VERSION_KEY: &[u8] = b"cluster_version";
+const DOWNGRADE_KEY: &[u8] = b"downgrade";
 
 /// One state of the directory.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -29,6 +31,8 @@ pub struct Directory {
     pub removed: BTreeSet<u64>,
     /// Lowest version that all members run, `major.minor.0`; `None` until the leader decided.
     pub cluster_version: Option<String>,
+    /// The version to which the cluster is being downgraded; `None`: it is not.
+    pub downgrade_target: Option<String>,
 }
 
 impl Directory {
@@ -70,6 +74,8 @@ impl Directory {
                 }
             } else if key.as_ref() == CLUSTER_VERSION_KEY {
                 directory.cluster_version = Some(String::from_utf8_lossy(&value).into_owned());
+            } else if key.as_ref() == DOWNGRADE_KEY {
+                directory.downgrade_target = Some(String::from_utf8_lossy(&value).into_owned());
             }
         }
         Ok(directory)
@@ -87,6 +93,9 @@ pub fn rows(directory: &Directory) -> Vec<(Bytes, Bytes)> {
     if let Some(version) = &directory.cluster_version {
         let key = Bytes::from_static(CLUSTER_VERSION_KEY);
         rows.push((key, version.clone().into()));
+    }
+    if let Some(target) = &directory.downgrade_target {
+        rows.push((Bytes::from_static(DOWNGRADE_KEY), target.clone().into()));
     }
     rows
 }
@@ -169,6 +178,7 @@ impl MemberDirectory {
                     put_member(applier, member);
                 }
             }
+            membership_command::Change::ForceSingle(id) => force_single(applier, directory, id),
         });
         Ok(self.list())
     }
@@ -223,6 +233,18 @@ impl MemberDirectory {
         self.change(|directory| directory.cluster_version = Some(version));
     }
 
+    /// Applies the begin or the end of a downgrade.
+    pub fn apply_downgrade(&self, applier: &mut Applier, set: DowngradeInfoSet) {
+        let key = Bytes::from_static(DOWNGRADE_KEY);
+        if set.enabled {
+            applier.put_row(Table::Members, key, set.target_version.clone().into());
+        } else {
+            applier.delete_row(Table::Members, key);
+        }
+        let target = set.enabled.then_some(set.target_version);
+        self.change(|directory| directory.downgrade_target = target);
+    }
+
     /// What etcd's `ValidateConfigurationChange` checks before a change of the members.
     pub fn validate(
         &self,
@@ -264,6 +286,8 @@ impl MemberDirectory {
                 Some(member) if !member.is_learner => Err(EtcdError::MemberNotLearner),
                 Some(_) => Ok(()),
             },
+            // Never proposed: it is written into the log of a member that starts.
+            membership_command::Change::ForceSingle(_) => Err(EtcdError::MemberNotFound),
         }
     }
 
@@ -275,6 +299,26 @@ impl MemberDirectory {
         let mut directory = Directory::clone(&self.current());
         edit(&mut directory);
         self.current.store(Arc::new(directory));
+    }
+}
+
+/// Leaves `id` as the only member and voter.
+fn force_single(applier: &mut Applier, directory: &mut Directory, id: u64) {
+    let others: Vec<u64> = directory
+        .members
+        .keys()
+        .copied()
+        .filter(|other| *other != id)
+        .collect();
+    for other in others {
+        applier.delete_row(Table::Members, member_key(other));
+        applier.put_row(Table::Members, removed_key(other), Bytes::new());
+        directory.members.remove(&other);
+        directory.removed.insert(other);
+    }
+    if let Some(member) = directory.members.get_mut(&id) {
+        member.is_learner = false;
+        put_member(applier, member);
     }
 }
 

@@ -15,6 +15,7 @@ use crate::application::{Applied, Response};
 use crate::config::{ListenUrl, identity};
 use crate::error::RequestError;
 use crate::node::Node;
+use crate::observe::metrics::METRICS;
 use crate::peer_service::{ChangeAnswer, Method};
 
 /// A peer counts as connected for a change of members when it has been for this long: etcd's
@@ -155,6 +156,27 @@ impl Node {
         &self,
         body: Bytes,
     ) -> Result<Option<Vec<MemberRecord>>, RequestError> {
+        let decoded = MembershipCommand::decode(body.clone());
+        let promotes =
+            decoded.is_ok_and(|command| matches!(command.change, Some(Change::Promote(_))));
+        let result = self.change_membership_here(body).await;
+        if promotes {
+            match &result {
+                Ok(Some(_)) => METRICS.learner_promote_successes.inc(),
+                Ok(None) => {}
+                Err(error) => METRICS
+                    .learner_promote_failures
+                    .with_label_values(&[error.to_string()])
+                    .inc(),
+            }
+        }
+        result
+    }
+
+    async fn change_membership_here(
+        &self,
+        body: Bytes,
+    ) -> Result<Option<Vec<MemberRecord>>, RequestError> {
         let command = MembershipCommand::decode(body.clone())
             .map_err(|error| RequestError::Unknown(error.to_string()))?;
         let Some(change) = command.change else {
@@ -180,6 +202,7 @@ impl Node {
                 self.check_may_promote(*id)?;
                 MembershipChange::Promote(*id)
             }
+            Change::ForceSingle(_) => return Err(EtcdError::MemberNotFound.into()),
         };
         self.application
             .directory
@@ -335,7 +358,10 @@ impl Node {
 }
 
 /// The URLs of a request, checked and sorted.
-fn parse_peer_urls(urls: &[String]) -> Result<Vec<String>, EtcdError> {
+///
+/// # Errors
+/// `given member URLs are invalid`.
+pub fn parse_peer_urls(urls: &[String]) -> Result<Vec<String>, EtcdError> {
     if urls.is_empty() {
         return Err(EtcdError::MemberBadURLs);
     }

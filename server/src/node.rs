@@ -15,13 +15,19 @@ use prost::Message;
 use tokio::sync::watch;
 
 use crate::application::{Application, Applied, Response};
+use crate::auth::Credentials;
 use crate::config::Config;
 use crate::error::RequestError;
+use crate::observe::metrics::{self, METRICS};
+use crate::observe::traces;
 use crate::peer_activity::PeerActivity;
 use crate::peer_service::{self, Method};
 
 /// Entries that may be committed and not yet applied before new requests are refused.
 const APPLY_BACKLOG_ENTRIES_MAX: u64 = 5000;
+/// The same for revokes of leases when the gate [`PRIORITY_GATE`] is on.
+const PRIORITY_BACKLOG_ENTRIES_MAX: u64 = 2 * APPLY_BACKLOG_ENTRIES_MAX;
+const PRIORITY_GATE: &str = "PriorityRequest";
 /// What gRPC adds to a message of the largest request; etcd's `grpcOverheadBytes`.
 pub const GRPC_OVERHEAD_BYTES: usize = 512 * 1024;
 /// etcd's `ReqTimeout` without the elections: queueing, computation and disk.
@@ -45,8 +51,36 @@ pub struct Node {
     pub stopping: watch::Receiver<bool>,
     /// Since when each other member answers.
     pub peers: PeerActivity,
+    /// Held while this member defragments its store.
+    pub defragmenting: tokio::sync::Mutex<()>,
     status: watch::Receiver<ConsensusStatus>,
     elections: Elections,
+}
+
+/// A proposal that has no result yet, for the metrics.
+struct Pending {
+    succeeded: bool,
+}
+
+impl Pending {
+    fn start() -> Self {
+        METRICS.proposals_pending.inc();
+        Self { succeeded: false }
+    }
+
+    fn end<T, E>(mut self, result: Result<T, E>) -> Result<T, E> {
+        self.succeeded = result.is_ok();
+        result
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        METRICS.proposals_pending.dec();
+        if !self.succeeded {
+            METRICS.proposals_failed.inc();
+        }
+    }
 }
 
 /// When leadership last changed, to choose between etcd's time-out texts.
@@ -75,6 +109,7 @@ impl Node {
             stopping,
             elections: Elections::default(),
             peers: PeerActivity::default(),
+            defragmenting: tokio::sync::Mutex::default(),
         }
     }
 
@@ -104,6 +139,14 @@ impl Node {
         async move {
             // An error means that the sender is gone: stopped as well.
             let _ = stopping.wait_for(|stopping| *stopping).await.map(|_| ());
+        }
+    }
+
+    /// Waits; false when the server stops meanwhile.
+    pub async fn pause(&self, time: Duration) -> bool {
+        tokio::select! {
+            () = tokio::time::sleep(time) => true,
+            () = self.stopped() => false,
         }
     }
 
@@ -192,7 +235,11 @@ impl Node {
                 }
             }
         };
-        match tokio::time::timeout(self.request_timeout(), attempt).await {
+        let outcome = tokio::time::timeout(self.request_timeout(), attempt).await;
+        METRICS
+            .linearizable_read_wait
+            .observe(started.elapsed().as_secs_f64());
+        match outcome {
             Ok(result) => Ok(result?),
             Err(_) => Err(self.timeout_error(started).into()),
         }
@@ -242,38 +289,77 @@ impl Node {
     }
 
     /// Refuses a request when too much is committed and not yet applied.
-    fn admit(&self) -> Result<(), EtcdError> {
+    fn admit(&self, request: &Request) -> Result<(), EtcdError> {
         let backlog = self
             .consensus
             .committed_index()
             .saturating_sub(self.consensus.applied_index());
-        if backlog > APPLY_BACKLOG_ENTRIES_MAX {
-            return Err(EtcdError::RequestTooManyRequests);
+        if backlog <= APPLY_BACKLOG_ENTRIES_MAX {
+            return Ok(());
         }
-        Ok(())
+        // A revoke frees what weighs on an overloaded member.
+        let has_priority = matches!(request, Request::LeaseRevoke(_))
+            && self.config.feature_gates.is_enabled(PRIORITY_GATE);
+        if has_priority && backlog <= PRIORITY_BACKLOG_ENTRIES_MAX {
+            return Ok(());
+        }
+        Err(EtcdError::RequestTooManyRequests)
     }
 
-    /// Replicates a client's request and answers with what applying it on this member gave.
+    /// [`Node::propose_as`] for a request of this member's own.
     ///
     /// # Errors
-    /// etcd's error of the request itself, or `too many requests`, `request is too large`,
-    /// `request timed out…`; after a time-out the outcome is unknown.
+    /// As [`Node::propose_as`].
     pub async fn propose(&self, request: Request) -> Result<Response, RequestError> {
-        self.admit()?;
+        self.propose_as(request, &Credentials::None).await
+    }
+
+    /// Replicates a client's request and answers with what applying it on this member gave. Whether
+    /// the client may is decided when it is applied.
+    ///
+    /// # Errors
+    /// etcd's error of the request itself, or `too many requests`, `invalid auth token`, `request is
+    /// too large`, `request timed out…`; after a time-out the outcome is unknown.
+    pub async fn propose_as(
+        &self,
+        request: Request,
+        credentials: &Credentials,
+    ) -> Result<Response, RequestError> {
+        self.admit(&request)?;
+        let kind = metrics::request_kind(&request);
+        let started = Instant::now();
+        let result = self.replicate(request, credentials, started).await;
+        METRICS
+            .request_duration
+            .observe(kind, result.is_ok(), started.elapsed().as_secs_f64());
+        Ok(result??)
+    }
+
+    /// What applying the request gave, or why nobody knows.
+    async fn replicate(
+        &self,
+        request: Request,
+        credentials: &Credentials,
+        started: Instant,
+    ) -> Result<Applied, RequestError> {
         let request_id = self.application.waiters.next_id();
-        let command = Command {
+        let mut command = Command {
             origin_member: self.member_id,
             request_id,
             username: String::new(),
             auth_revision: 0,
             request: Some(request),
         };
+        if let Some(identity) = self.identify(credentials).await? {
+            command.username = identity.username.as_ref().to_owned();
+            command.auth_revision = identity.revision;
+        }
         let bytes = Bytes::from(command.encode_to_vec());
         drop(command);
         if bytes.len() > self.config.max_request_bytes {
             return Err(EtcdError::RequestTooLarge.into());
         }
-        let started = Instant::now();
+        let pending = Pending::start();
         let on_its_way = AtomicBool::new(false);
         match tokio::time::timeout(
             self.request_timeout(),
@@ -281,7 +367,10 @@ impl Node {
         )
         .await
         {
-            Ok(applied) => Ok(applied??),
+            Ok(applied) => {
+                traces::event("Receive raft result");
+                pending.end(applied)
+            }
             Err(_) if !on_its_way.load(Ordering::Relaxed) => Err(RequestError::NotProposed),
             Err(_) => Err(self.timeout_error(started).into()),
         }
@@ -295,6 +384,7 @@ impl Node {
     ) -> Result<Applied, RequestError> {
         loop {
             on_its_way.store(true, Ordering::Relaxed);
+            traces::event("Send raft proposal");
             match self.consensus.propose(bytes.clone()).await {
                 Ok(reply) => {
                     return Ok(*reply
@@ -356,9 +446,16 @@ impl Node {
             .ok_or_else(|| EtcdError::Stopped.into())
     }
 
-    /// [`Node::propose`] for commands of the store.
-    pub async fn propose_store(&self, request: Request) -> Result<CommandResponse, RequestError> {
-        match self.propose(request).await? {
+    /// [`Node::propose_as`] for commands of the store.
+    ///
+    /// # Errors
+    /// As [`Node::propose_as`].
+    pub async fn propose_store(
+        &self,
+        request: Request,
+        credentials: &Credentials,
+    ) -> Result<CommandResponse, RequestError> {
+        match self.propose_as(request, credentials).await? {
             Response::Store(response) => Ok(response),
             other => Err(RequestError::Unknown(format!(
                 "a store command was answered by {other:?}"

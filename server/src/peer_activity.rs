@@ -13,6 +13,7 @@ use metastore_consensus::PeerError;
 use parking_lot::Mutex;
 
 use crate::node::Node;
+use crate::observe::metrics::METRICS;
 use crate::peer_service::Method;
 
 /// Pause between two questions.
@@ -32,12 +33,17 @@ impl PeerActivity {
         self.since.lock().get(&member).map(Instant::elapsed)
     }
 
-    fn note(&self, member: u64, answered: bool) {
+    fn note(&self, local: u64, member: u64, answered: bool) {
         let mut since = self.since.lock();
         if answered {
             since.entry(member).or_insert_with(Instant::now);
-        } else {
-            since.remove(&member);
+        } else if since.remove(&member).is_some() {
+            drop(since);
+            let (local, remote) = (format!("{local:x}"), format!("{member:x}"));
+            METRICS
+                .disconnected_peers
+                .with_label_values(&[local, remote])
+                .inc();
         }
     }
 }
@@ -63,11 +69,18 @@ pub async fn run(node: Arc<Node>) {
 }
 
 async fn ask(node: &Arc<Node>, member: u64) {
+    let started = Instant::now();
     let answer = node
         .consensus
         .call_peer(member, Method::Ping as u32, Bytes::new(), ANSWER_TIMEOUT)
         .await;
     // A member that answers with an error, for instance while it starts, is reachable.
     let answered = matches!(answer, Ok(_) | Err(PeerError::Remote(_)));
-    node.peers.note(member, answered);
+    if answered {
+        METRICS
+            .peer_round_trip
+            .with_label_values(&[format!("{member:x}")])
+            .observe(started.elapsed().as_secs_f64());
+    }
+    node.peers.note(node.member_id, member, answered);
 }

@@ -5,12 +5,16 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use metastore_consensus::{BoxedStream, PeerError, PeerHandler, ProposeError};
-use metastore_proto::etcdserverpb::{LeaseTimeToLiveRequest, LeaseTimeToLiveResponse};
+use metastore_proto::etcdserverpb::{
+    HashKvRequest, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
+};
 use prost::Message;
 use tokio::sync::mpsc;
 
+use crate::corruption::HashAnswer;
 use crate::error::RequestError;
 use crate::node::Node;
+use crate::version;
 
 /// The calls between members.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +30,10 @@ pub enum Method {
     ChangeMembership = 4,
     /// Answers with nothing: the member is there.
     Ping = 5,
+    /// The hash of the keys at a revision: `HashKvRequest` in, [`HashAnswer`] out.
+    HashKv = 15,
+    /// Answers with the version of etcd that the member offers, as text.
+    ServerVersion = 16,
 }
 
 impl Method {
@@ -36,6 +44,8 @@ impl Method {
             Self::LeaseTimeToLive,
             Self::ChangeMembership,
             Self::Ping,
+            Self::HashKv,
+            Self::ServerVersion,
         ]
         .into_iter()
         .find(|method| *method as u32 == number)
@@ -161,6 +171,12 @@ fn read_id(body: &Bytes) -> Result<u64, String> {
 async fn answer(node: Arc<Node>, method: Method, body: Bytes) -> Result<Bytes, String> {
     match method {
         Method::Ping => Ok(Bytes::new()),
+        Method::ServerVersion => Ok(Bytes::from_static(version::ETCD_VERSION.as_bytes())),
+        Method::HashKv => {
+            let request = HashKvRequest::decode(body).map_err(|error| error.to_string())?;
+            let answer = HashAnswer::from_result(node.hash_kv(request.revision).await);
+            Ok(answer.encode_to_vec().into())
+        }
         Method::Propose => Ok(Bytes::from_static(
             match node.consensus.propose(body).await {
                 Ok(_) => ACCEPTED,

@@ -9,19 +9,25 @@ use std::time::{Duration, Instant};
 use metastore_consensus::{
     Consensus, ConsensusOptions, PeerAddress, PeerDirectory, PeerHandler, StartError,
 };
-use metastore_proto::internal::{Bootstrap, MemberRecord};
+use metastore_proto::internal::membership_command::Change;
+use metastore_proto::internal::{Bootstrap, MemberRecord, MembershipCommand};
 use metastore_raft_log::{LogIdentity, LogOptions, RaftLog, RealDisk};
 use metastore_store::engine::EngineError;
 use metastore_watch::{Hub, HubOptions};
+use prost::Message;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use crate::application::Application;
+use crate::auth::{AuthManager, TokenOptionsError, TokenProvider};
+use crate::auto_compaction;
 use crate::backup::etcd_directory::import_at_start;
 use crate::backup::import::ImportError;
 use crate::bootstrap::{self, BootstrapError};
+use crate::cluster_version;
 use crate::compaction;
 use crate::config::{Config, Engine, ListenUrl};
+use crate::corruption;
 use crate::engines::EngineDirectory;
 use crate::identity_file::{self, Identity, SeedMember};
 use crate::lease_manager::LeaseManager;
@@ -29,9 +35,12 @@ use crate::listen::{ClientThreads, Traffic};
 use crate::listeners::{self, ClientSocket};
 use crate::member_directory::MemberDirectory;
 use crate::node::{GRPC_OVERHEAD_BYTES, Node};
+use crate::observe::metrics::{LogObserver, METRICS};
+use crate::observe::traces;
 use crate::peer_activity;
 use crate::peer_service::{PeerEvent, PeerService};
 use crate::peer_transport::{self, PeerDialer};
+use crate::space::SpaceGauge;
 use crate::tasks;
 use crate::tls::TlsError;
 use crate::waiters::Waiters;
@@ -75,6 +84,9 @@ pub enum RunError {
     /// Consensus.
     #[error(transparent)]
     Consensus(#[from] StartError),
+    /// Tokens.
+    #[error(transparent)]
+    Tokens(#[from] TokenOptionsError),
     /// The running member cannot go on.
     #[error("{0}")]
     Fatal(String),
@@ -162,6 +174,20 @@ fn consensus_options(config: &Config, identity: &Identity) -> ConsensusOptions {
     options
 }
 
+/// Makes this member the only one of its cluster, whose others are lost: the next entry of its log
+/// says so.
+fn force_new_cluster(log: &RaftLog, member_id: u64) -> std::io::Result<()> {
+    tracing::warn!(
+        "local-member-id" = format!("{member_id:x}"),
+        "forcing a new cluster: this member becomes the only one, the others are removed"
+    );
+    let command = MembershipCommand {
+        change: Some(Change::ForceSingle(member_id)),
+        ..MembershipCommand::default()
+    };
+    metastore_consensus::force_single_member(log, member_id, command.encode_to_vec().into())
+}
+
 fn bootstrap_command(identity: &Identity) -> Option<Bootstrap> {
     identity.forms_cluster.then(|| Bootstrap {
         cluster_id: identity.cluster_id,
@@ -193,8 +219,20 @@ pub fn run(config: Config) -> Result<(), RunError> {
 }
 
 async fn run_async(mut config: Config) -> Result<(), RunError> {
+    if config.extensive_metrics {
+        METRICS.measure_calls();
+    }
+    if let Some(options) = &config.traces {
+        traces::start(options)
+            .map_err(|error| RunError::Fatal(format!("cannot send traces: {error}")))?;
+    }
+    if config.enable_pprof {
+        tracing::info!(path = "/debug/pprof", "pprof is enabled");
+    }
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let tokens = TokenProvider::from_options(&config.auth_token, config.auth_token_ttl)?;
+    let auth = AuthManager::new(tokens, config.bcrypt_cost);
     let directory = prepare_data_directory(&config)?;
     listeners::generate_certificates(&mut config)?;
     let peer_sockets = listeners::bind_peers(&config)?;
@@ -258,15 +296,25 @@ async fn run_async(mut config: Config) -> Result<(), RunError> {
             cluster_id: identity.cluster_id,
             member_id: identity.member_id,
         },
-        LogOptions::default(),
+        LogOptions {
+            observer: Some(Arc::new(LogObserver)),
+            ..LogOptions::default()
+        },
     )?;
+    let is_restart = identity.log_exists;
     if !identity.log_exists {
         identity.log_exists = true;
         identity_file::write(&directory, &identity)?;
     }
+    if is_restart && config.force_new_cluster {
+        force_new_cluster(&log, identity.member_id)?;
+    }
     let engines = EngineDirectory::new(config.engine, &directory)?;
     let waiters = Arc::new(Waiters::new(rand::random()));
-    let leases = Arc::new(LeaseManager::new(config.election_timeout));
+    let leases = Arc::new(LeaseManager::new(
+        config.election_timeout,
+        config.feature_gates.is_enabled("LeaseCheckpoint"),
+    ));
     let hub_options = HubOptions {
         fragment_bytes: config.max_request_bytes + GRPC_OVERHEAD_BYTES,
         progress_interval: config.watch_progress_notify_interval,
@@ -277,8 +325,26 @@ async fn run_async(mut config: Config) -> Result<(), RunError> {
         engines,
         waiters,
         leases,
+        auth,
         hub_options,
+        SpaceGauge::new(config.quota_backend_bytes),
+        config.warning_apply_duration,
     )?);
+
+    if let Some(refusal) = application.directory.current().refuses_this_program() {
+        return Err(RunError::Fatal(refusal));
+    }
+
+    let hash_at_start = if is_restart
+        && config
+            .feature_gates
+            .is_enabled(corruption::INITIAL_CHECK_GATE)
+    {
+        let hash = application.reader().hash_kv(0);
+        Some(hash.map_err(|error| RunError::Fatal(format!("cannot hash the store: {error}")))?)
+    } else {
+        None
+    };
 
     let (events, mut peer_events) = mpsc::unbounded_channel();
     let (http_sender, http_connections) = mpsc::channel(PEER_HTTP_CONNECTIONS_MAX);
@@ -308,6 +374,13 @@ async fn run_async(mut config: Config) -> Result<(), RunError> {
         stopping,
     ));
     peer_service.serve(Arc::clone(&node));
+    if let Some(hash) = hash_at_start
+        && let Err(error) = node.check_at_start(hash).await
+    {
+        tracing::error!(%error, "checkInitialHashKV failed");
+        node.consensus.shutdown().await;
+        return Err(RunError::Fatal(error.to_string()));
+    }
     if identity.forms_cluster {
         let voters: BTreeSet<u64> = identity.seeds.iter().map(|seed| seed.id).collect();
         node.consensus
@@ -329,6 +402,14 @@ async fn run_async(mut config: Config) -> Result<(), RunError> {
     ));
     tokio::spawn(tasks::expire_leases(Arc::clone(&node)));
     tokio::spawn(tasks::report_progress(Arc::clone(&node)));
+    tokio::spawn(cluster_version::follow_versions(Arc::clone(&node)));
+    tokio::spawn(cluster_version::end_downgrades(Arc::clone(&node)));
+    tokio::spawn(corruption::check_periodically(Arc::clone(&node)));
+    tokio::spawn(corruption::check_compactions(Arc::clone(&node)));
+    tokio::spawn(auto_compaction::run(Arc::clone(&node)));
+    tokio::spawn(tasks::watch_space(Arc::clone(&node)));
+    tokio::spawn(tasks::defragment_at_start(Arc::clone(&node)));
+    tokio::spawn(tasks::expire_tokens(Arc::clone(&node)));
     tokio::spawn(peer_activity::run(Arc::clone(&node)));
     serve_clients(&node, client_sockets)?;
 
@@ -353,6 +434,10 @@ async fn run_async(mut config: Config) -> Result<(), RunError> {
     node.application.hub.close();
     node.application.compaction.close();
     node.consensus.shutdown().await;
+    // It waits for the collector, on whose connection this thread works.
+    if traces::is_on() && tokio::task::spawn_blocking(traces::stop).await.is_err() {
+        tracing::warn!("the last traces were not sent");
+    }
     outcome
 }
 

@@ -1,23 +1,23 @@
-//! What a running member does by itself: publishes its name, lets leases expire, agrees on the
-//! cluster version.
+//! What a running member does by itself: publishes its name, lets leases expire, calls for alarms.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use metastore_proto::etcdserverpb::LeaseCheckpointRequest;
 use metastore_proto::internal::command::Request;
-use metastore_proto::internal::{
-    Bootstrap, ClusterVersionSet, Command, LeaseRevokeCommand, MemberPublish,
-};
+use metastore_proto::internal::{Bootstrap, Command, LeaseRevokeCommand, MemberPublish};
 use prost::Message;
 
 use crate::node::Node;
-use crate::version;
+use crate::observe::metrics::METRICS;
 
 /// How often a leader looks for expired leases; etcd's `500 ms`.
 const LEASE_TICK: Duration = Duration::from_millis(500);
 /// Expired leases that one look proposes to revoke; with [`LEASE_TICK`] 1000 per second.
 const REVOKES_PER_TICK: usize = 500;
+/// How often expired tokens are forgotten; how long they count is exact whatever this is.
+const TOKEN_TICK: Duration = Duration::from_secs(1);
 /// Looks for due progress notices in one progress interval.
 const PROGRESS_LOOKS: u32 = 10;
 /// Pause before a proposal of the member's own is tried again.
@@ -92,12 +92,6 @@ async fn take_over(node: &Arc<Node>, term: u64, bootstrap: Option<Bootstrap>) {
     {
         propose_until_done(node, Request::Bootstrap(bootstrap), "bootstrap").await;
     }
-    if directory.cluster_version.as_deref() != Some(version::CLUSTER_VERSION) {
-        let set = ClusterVersionSet {
-            version: version::CLUSTER_VERSION.to_owned(),
-        };
-        propose_until_done(node, Request::ClusterVersionSet(set), "cluster version").await;
-    }
 }
 
 /// Makes this member's name and client URLs known, once it is in the directory.
@@ -142,6 +136,13 @@ pub async fn expire_leases(node: Arc<Node>) {
             continue;
         }
         let term = node.term();
+        let checkpoints = node.application.leases.due_checkpoints();
+        if !checkpoints.is_empty() {
+            let request = Request::LeaseCheckpoint(LeaseCheckpointRequest { checkpoints });
+            let node = Arc::clone(&node);
+            // A lost one does no harm: the lease has its next turn in five minutes.
+            tokio::spawn(async move { node.propose(request).await.map(drop) });
+        }
         let mut offered = 0;
         while offered < REVOKES_PER_TICK {
             // The queue offers only as many as may be pending at one time.
@@ -168,9 +169,19 @@ async fn revoke_expired(node: &Arc<Node>, id: i64, term: u64) {
         .consensus
         .propose_in_term(Bytes::from(command.encode_to_vec()), term);
     match tokio::time::timeout(node.request_timeout(), proposal).await {
-        Ok(Ok(_)) => {}
+        Ok(Ok(_)) => METRICS.leases_expired.inc(),
         // Not committed as far as is known: it will be offered again if the lease still exists.
         Ok(Err(_)) | Err(_) => node.application.leases.revoke_failed(id),
+    }
+}
+
+/// Forgets expired tokens.
+pub async fn expire_tokens(node: Arc<Node>) {
+    let mut ticks = tokio::time::interval(TOKEN_TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    while !*node.stopping.borrow() {
+        ticks.tick().await;
+        node.auth().remove_expired_tokens();
     }
 }
 
@@ -182,6 +193,38 @@ pub async fn report_progress(node: Arc<Node>) {
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while !*node.stopping.borrow() {
         ticks.tick().await;
+        let begun = tokio::time::Instant::now();
         node.application.hub.tick(started.elapsed());
+        METRICS
+            .watch_progress
+            .observe(begun.elapsed().as_secs_f64());
+    }
+}
+
+/// Raises the alarm NOSPACE when what was applied has reached this member's quota.
+pub async fn watch_space(node: Arc<Node>) {
+    loop {
+        tokio::select! {
+            () = node.application.space.overfull() => {}
+            () = node.stopped() => return,
+        }
+        if node.application.alarms.is_full() || node.application.space.has_room_for(0) {
+            continue;
+        }
+        tracing::warn!(
+            "quota-size-bytes" = node.config.quota_backend_bytes,
+            "message exceeded backend quota; raising alarm"
+        );
+        if let Err(error) = node.raise_no_space().await {
+            tracing::warn!(%error, "failed to raise the alarm NOSPACE");
+            tokio::time::sleep(RETRY_INTERVAL).await;
+        }
+    }
+}
+
+/// Defragments the store at the start, when that was asked for and frees enough.
+pub async fn defragment_at_start(node: Arc<Node>) {
+    if let Err(error) = node.defragment_at_start().await {
+        tracing::error!(%error, "failed to defragment at the start");
     }
 }

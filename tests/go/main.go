@@ -3,7 +3,7 @@
 //	clientv3-check -endpoints URL[,URL] [-cacert FILE [-cert FILE -key FILE]] [-duration 10s] COMMAND
 //
 // Each command works on keys below "check/COMMAND/" of its own. It prints one line of JSON and
-// exits 0, or says what was wrong and exits 1. The commands `watch` and `keepalive` print READY
+// exits 0, or says what was wrong and exits 1. The commands `watch`, `keepalive` and `relogin` print READY
 // first and then run for -duration, while the caller restarts members.
 package main
 
@@ -28,6 +28,7 @@ const commandLimit = 60 * time.Second
 // check carries what every command needs.
 type check struct {
 	client   *clientv3.Client
+	config   clientv3.Config
 	prefix   string
 	duration time.Duration
 	count    int
@@ -96,6 +97,8 @@ var commands = map[string]func(context.Context, *check){
 	"election":  election,
 	"stm":       softwareTransactions,
 	"members":   members,
+	"auth":      authentication,
+	"relogin":   relogin,
 }
 
 func main() {
@@ -111,12 +114,13 @@ func main() {
 		fail("unknown command %q", name)
 	}
 
-	client, err := clientv3.New(clientv3.Config{
+	config := clientv3.Config{
 		Endpoints:   strings.Split(*endpoints, ","),
 		TLS:         secure(*authority, *certificate, *key),
 		DialTimeout: 5 * time.Second,
 		Logger:      zap.NewNop(),
-	})
+	}
+	client, err := clientv3.New(config)
 	if err != nil {
 		fail("cannot make a client: %v", err)
 	}
@@ -124,7 +128,7 @@ func main() {
 
 	ctx, cancel := context.WithTimeout(context.Background(), commandLimit+*duration)
 	defer cancel()
-	state := &check{client: client, prefix: "check/" + name + "/", duration: *duration}
+	state := &check{client: client, config: config, prefix: "check/" + name + "/", duration: *duration}
 	start := time.Now()
 	command(ctx, state)
 	line, _ := json.Marshal(map[string]any{

@@ -11,12 +11,15 @@
 //!   [`script_generator`] makes random ones.
 //! * [`history`]: what clients saw, and whether a linearizable store could have shown it.
 //! * [`load`]: clients that write and read while something breaks, and record a history.
+//! * [`http`], [`exposition`]: what curl and Prometheus see.
 //! * [`eventually`]: the only way to wait.
 
 pub mod certificates;
 pub mod client;
 pub mod cluster;
+pub mod exposition;
 pub mod history;
+pub mod http;
 pub mod load;
 pub mod member;
 pub mod patience;

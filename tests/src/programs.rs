@@ -50,26 +50,42 @@ pub fn subject() -> Program {
 pub fn tool(name: &str) -> PathBuf {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER
-        .get_or_init(|| {
-            let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/install.sh");
-            let output = Command::new("bash")
-                .arg(&script)
-                .stderr(std::process::Stdio::inherit())
-                .output()
-                .expect("bash is needed to install the test tools");
-            assert!(
-                output.status.success(),
-                "{} failed: run it by hand to see why",
-                script.display()
-            );
-            let text = String::from_utf8(output.stdout).expect("the script prints a path");
-            PathBuf::from(
-                text.lines()
-                    .last()
-                    .expect("the script prints the folder last"),
-            )
-        })
+        .get_or_init(|| installed_by("tools/install.sh"))
         .join(name)
+}
+
+/// A command that runs a program of `tests/clients` with its libraries: `run-python`, `run-node`
+/// or `run-java`. `tests/tools/install-clients.sh` installs them on first use.
+///
+/// # Panics
+///
+/// When they cannot be installed.
+pub fn client_runner(name: &str) -> PathBuf {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER
+        .get_or_init(|| installed_by("tools/install-clients.sh"))
+        .join(name)
+}
+
+/// Runs an installing script, which prints the folder of what it installed last.
+fn installed_by(script: &str) -> PathBuf {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join(script);
+    let output = Command::new("bash")
+        .arg(&script)
+        .stderr(std::process::Stdio::inherit())
+        .output()
+        .expect("bash is needed to install the test tools");
+    assert!(
+        output.status.success(),
+        "{} failed: run it by hand to see why",
+        script.display()
+    );
+    let text = String::from_utf8(output.stdout).expect("the script prints a path");
+    PathBuf::from(
+        text.lines()
+            .last()
+            .expect("the script prints the folder last"),
+    )
 }
 
 /// `target/<profile>/metastore`, next to the test executable that runs.
@@ -106,6 +122,20 @@ fn metastore() -> &'static Path {
         }
         program
     })
+}
+
+/// `target/<profile>/metastorectl`, next to the test executable that runs.
+///
+/// # Panics
+/// When it was not built: `cargo build -p metastore-ctl`, which `make test` does.
+pub fn metastorectl() -> PathBuf {
+    let program = metastore().with_file_name("metastorectl");
+    assert!(
+        program.is_file(),
+        "{} does not exist: run `cargo build -p metastore-ctl` (or `make test`, which does)",
+        program.display()
+    );
+    program
 }
 
 /// Reads cargo's dependency file beside the program.

@@ -18,6 +18,8 @@
 //! settle                    waits until the watch streams are equal and quiet, and compares them
 //! members [serializable] · add URL[,URL] [learner] · remove ID · promote ID · update ID URL
 //! move_leader ID
+//! alarm get|raise|disarm [none|nospace|corrupt|N] [ID] · downgrade validate|enable|cancel [VERSION]
+//! defragment
 //! raw PATH HEX              a unary call with any bytes as its message; only the code is compared
 //! ```
 //!
@@ -80,6 +82,9 @@ pub enum Step {
     MemberPromote(pb::MemberPromoteRequest),
     MemberUpdate(pb::MemberUpdateRequest),
     MoveLeader(pb::MoveLeaderRequest),
+    Alarm(pb::AlarmRequest),
+    Downgrade(pb::DowngradeRequest),
+    Defragment,
     Raw {
         path: String,
         message: Bytes,
@@ -316,6 +321,22 @@ impl<'a> Parser<'a> {
                     target_id: self.member(id),
                 })
             }
+            "alarm" => self.alarm(),
+            "downgrade" => {
+                let action = match self.word() {
+                    "validate" => 0,
+                    "enable" => 1,
+                    "cancel" => 2,
+                    other => self.enumerator(other),
+                };
+                let version = match self.peek() {
+                    Some(word) => String::from_utf8_lossy(&literal(word)).into_owned(),
+                    None => String::new(),
+                };
+                self.next += usize::from(self.peek().is_some());
+                Step::Downgrade(pb::DowngradeRequest { action, version })
+            }
+            "defragment" => Step::Defragment,
             "raw" => {
                 let path = self.word().to_owned();
                 let message = self.peek().map_or_else(Bytes::new, unhex);
@@ -513,6 +534,32 @@ impl<'a> Parser<'a> {
             }
         }
         urls
+    }
+
+    fn alarm(&mut self) -> Step {
+        let action = match self.word() {
+            "get" => 0,
+            "raise" => 1,
+            "disarm" => 2,
+            other => self.unknown(other),
+        };
+        let mut request = pb::AlarmRequest {
+            action,
+            ..Default::default()
+        };
+        if self.peek().is_some() {
+            request.alarm = match self.word() {
+                "none" => 0,
+                "nospace" => 1,
+                "corrupt" => 2,
+                other => self.enumerator(other),
+            };
+        }
+        if self.peek().is_some() {
+            let id = self.word();
+            request.member_id = self.member(id);
+        }
+        Step::Alarm(request)
     }
 
     fn member_add(&mut self) -> Step {

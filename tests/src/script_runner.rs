@@ -189,6 +189,16 @@ impl Store {
         self.streams.clear();
         let mut client = self.client.clone();
         let text = |status: Status| status.to_string();
+        let all = pb::AlarmRequest::default();
+        let raised = client.maintenance.alarm(all).await.map_err(text)?;
+        for alarm in raised.into_inner().alarms {
+            let request = pb::AlarmRequest {
+                action: pb::alarm_request::AlarmAction::Deactivate as i32,
+                member_id: alarm.member_id,
+                alarm: alarm.alarm,
+            };
+            client.maintenance.alarm(request).await.map_err(text)?;
+        }
         let leases = client
             .lease
             .lease_leases(pb::LeaseLeasesRequest {})
@@ -319,6 +329,29 @@ impl Store {
             }
             Step::MoveLeader(request) => {
                 show(client.maintenance.move_leader(request).await, |answer| {
+                    header(answer.header)
+                })
+            }
+            Step::Alarm(request) => {
+                let member = self.member;
+                show(client.maintenance.alarm(request).await, |answer| {
+                    let mut alarms: Vec<_> = answer
+                        .alarms
+                        .iter()
+                        .map(|alarm| format!("{}:{}", alarm_member(alarm, member), alarm.alarm))
+                        .collect();
+                    alarms.sort();
+                    format!("{} {alarms:?}", header(answer.header))
+                })
+            }
+            Step::Downgrade(request) => {
+                show(client.maintenance.downgrade(request).await, |answer| {
+                    format!("{} version={}", header(answer.header), answer.version)
+                })
+            }
+            Step::Defragment => {
+                let request = pb::DefragmentRequest {};
+                show(client.maintenance.defragment(request).await, |answer| {
                     header(answer.header)
                 })
             }
@@ -717,6 +750,27 @@ async fn keep_alive(mut client: Client, request: pb::LeaseKeepAliveRequest) -> S
     }
 }
 
+fn alarm_member(alarm: &pb::AlarmMember, own: u64) -> String {
+    if alarm.member_id == own {
+        return "self".to_owned();
+    }
+    alarm.member_id.to_string()
+}
+
+/// Errors of a status, in an order. Go's protobuf puts one or two spaces between fields, so that
+/// nobody relies on it.
+fn errors(errors: &[String], own: u64) -> Vec<String> {
+    let mut errors: Vec<_> = errors
+        .iter()
+        .map(|error| {
+            let words: Vec<_> = error.split_whitespace().collect();
+            words.join(" ").replace(&own.to_string(), "self")
+        })
+        .collect();
+    errors.sort();
+    errors
+}
+
 fn status_response(answer: pb::StatusResponse) -> String {
     let own = answer.header.map_or(0, |header| header.member_id);
     format!(
@@ -726,7 +780,7 @@ fn status_response(answer: pb::StatusResponse) -> String {
         answer.version,
         answer.leader == own,
         answer.is_learner,
-        answer.errors,
+        errors(&answer.errors, own),
         answer.storage_version,
         answer.db_size_quota,
         answer.db_size > 0,

@@ -182,6 +182,16 @@ async fn members_and_status_answer_as_etcd() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn alarms_and_downgrades_answer_as_etcd() {
+    run_table("maintenance", &[], tables::MAINTENANCE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_quota_is_kept_as_by_etcd() {
+    run_table("quota", &["--quota-backend-bytes=200000"], tables::QUOTA).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_input_is_refused_as_by_etcd() {
     run_table("bad input", &[], tables::BAD_INPUT).await;
 }

@@ -75,7 +75,7 @@ fn assert_none(problems: &[String], rule: &str) {
 
 /// The crates of this repository that each of them may use. Everything else is a wrong arrow.
 ///
-/// `revision-model ← store ← {store-rocksdb, watch, lease} ← server`, and apart from it
+/// `revision-model ← store ← {store-rocksdb, watch, lease, auth} ← server`, and apart from it
 /// `raft-log ← consensus ← server`: consensus does not know keys, and the store does not know consensus.
 const ALLOWED_ARROWS: &[(&str, &[&str])] = &[
     ("metastore-proto", &[]),
@@ -109,6 +109,14 @@ const ALLOWED_ARROWS: &[(&str, &[&str])] = &[
             "metastore-store",
         ],
     ),
+    (
+        "metastore-auth",
+        &[
+            "metastore-proto",
+            "metastore-revision-model",
+            "metastore-store",
+        ],
+    ),
     ("metastore-backup-file", &[]),
     ("metastore-raft-log", &["metastore-proto"]),
     (
@@ -124,11 +132,14 @@ const ALLOWED_ARROWS: &[(&str, &[&str])] = &[
             "metastore-store-rocksdb",
             "metastore-watch",
             "metastore-lease",
+            "metastore-auth",
             "metastore-backup-file",
             "metastore-raft-log",
             "metastore-consensus",
         ],
     ),
+    // A client: it knows the API only.
+    ("metastore-ctl", &["metastore-proto"]),
     ("metastore-operator-api", &[]),
     ("metastore-operator-core", &["metastore-operator-api"]),
     ("metastore-operator-resources", &["metastore-operator-api"]),
@@ -154,6 +165,7 @@ const PURE_CRATES: &[&str] = &[
     "metastore-store",
     "metastore-watch",
     "metastore-lease",
+    "metastore-auth",
     "metastore-operator-core",
     "metastore-operator-resources",
 ];
@@ -524,6 +536,13 @@ const FIELDS_WITH_OTHER_NAMES: &[(&str, &str)] = &[
     ("log-outputs", "log"),
     // Only zap's form exists, so nobody has to read it.
     ("logger", "log"),
+    ("enable-log-rotation", "rotation"),
+    ("log-rotation-config-json", "rotation"),
+    ("enable-distributed-tracing", "traces"),
+    ("distributed-tracing-address", "address"),
+    ("distributed-tracing-service-name", "service_name"),
+    ("distributed-tracing-instance-id", "instance_id"),
+    ("distributed-tracing-sampling-rate", "samples_per_million"),
     ("data-dir", "member_dir"),
     // `DiscoverySettings`.
     ("discovery-token", "token"),
@@ -605,6 +624,14 @@ fn generated_page_of_the_options_is_fresh() {
 #[test]
 fn generated_page_of_the_errors_is_fresh() {
     check_page("docs/reference/errors.md", &errors_page());
+}
+
+#[test]
+fn generated_page_of_the_metrics_is_fresh() {
+    check_page(
+        "docs/reference/metrics.md",
+        &metastore_server::observe::metrics::catalog::reference_page(),
+    );
 }
 
 fn check_page(path: &str, wanted: &str) {

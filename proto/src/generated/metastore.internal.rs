@@ -15,7 +15,7 @@ pub struct Command {
     pub auth_revision: u64,
     #[prost(
         oneof = "command::Request",
-        tags = "10, 11, 12, 13, 14, 15, 16, 17, 20, 21, 22, 23"
+        tags = "10, 11, 12, 13, 14, 15, 16, 17, 20, 21, 22, 23, 24, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41"
     )]
     pub request: ::core::option::Option<command::Request>,
 }
@@ -48,7 +48,68 @@ pub mod command {
         /// The members that a static bootstrap starts with; ignored when the directory is not empty.
         #[prost(message, tag = "23")]
         Bootstrap(super::Bootstrap),
+        #[prost(message, tag = "24")]
+        DowngradeInfoSet(super::DowngradeInfoSet),
+        /// Users, roles and tokens: 30 to 49.
+        #[prost(message, tag = "30")]
+        AuthEnable(super::super::super::etcdserverpb::AuthEnableRequest),
+        #[prost(message, tag = "31")]
+        AuthDisable(super::super::super::etcdserverpb::AuthDisableRequest),
+        #[prost(message, tag = "32")]
+        Authenticate(super::AuthenticateCommand),
+        #[prost(message, tag = "33")]
+        AuthUserAdd(super::UserAddCommand),
+        #[prost(message, tag = "34")]
+        AuthUserDelete(super::super::super::etcdserverpb::AuthUserDeleteRequest),
+        #[prost(message, tag = "35")]
+        AuthUserChangePassword(super::UserChangePasswordCommand),
+        #[prost(message, tag = "36")]
+        AuthUserGrantRole(super::super::super::etcdserverpb::AuthUserGrantRoleRequest),
+        #[prost(message, tag = "37")]
+        AuthUserRevokeRole(super::super::super::etcdserverpb::AuthUserRevokeRoleRequest),
+        #[prost(message, tag = "38")]
+        AuthRoleAdd(super::super::super::etcdserverpb::AuthRoleAddRequest),
+        #[prost(message, tag = "39")]
+        AuthRoleDelete(super::super::super::etcdserverpb::AuthRoleDeleteRequest),
+        #[prost(message, tag = "40")]
+        AuthRoleGrantPermission(
+            super::super::super::etcdserverpb::AuthRoleGrantPermissionRequest,
+        ),
+        #[prost(message, tag = "41")]
+        AuthRoleRevokePermission(
+            super::super::super::etcdserverpb::AuthRoleRevokePermissionRequest,
+        ),
     }
+}
+/// Gives a user whose password was checked a token. No password travels through the log.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AuthenticateCommand {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Random letters of a simple token, to which every member appends the position of the entry.
+    /// Empty with other kinds of tokens.
+    #[prost(string, tag = "2")]
+    pub simple_token_prefix: ::prost::alloc::string::String,
+}
+/// A new user. Only the bcrypt hash of its password travels.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UserAddCommand {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Empty for a user without password.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub password_hash: ::prost::bytes::Bytes,
+    #[prost(message, optional, tag = "3")]
+    pub options: ::core::option::Option<super::super::authpb::UserAddOptions>,
+}
+/// A user's new password, as its bcrypt hash.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UserChangePasswordCommand {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Empty: no password fits any more.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub password_hash: ::prost::bytes::Bytes,
 }
 /// Revokes a lease, for a client or because it expired.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -84,6 +145,15 @@ pub struct ClusterVersionSet {
     #[prost(string, tag = "1")]
     pub version: ::prost::alloc::string::String,
 }
+/// Begins or ends a downgrade of the cluster.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DowngradeInfoSet {
+    #[prost(bool, tag = "1")]
+    pub enabled: bool,
+    /// The version to go back to, "major.minor.0"; empty when not enabled.
+    #[prost(string, tag = "2")]
+    pub target_version: ::prost::alloc::string::String,
+}
 /// One member of the cluster as the replicated directory holds it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MemberRecord {
@@ -106,7 +176,7 @@ pub struct MembershipCommand {
     pub origin_member: u64,
     #[prost(uint64, tag = "2")]
     pub request_id: u64,
-    #[prost(oneof = "membership_command::Change", tags = "10, 11, 12")]
+    #[prost(oneof = "membership_command::Change", tags = "10, 11, 12, 13")]
     pub change: ::core::option::Option<membership_command::Change>,
 }
 /// Nested message and enum types in `MembershipCommand`.
@@ -120,6 +190,9 @@ pub mod membership_command {
         Remove(u64),
         #[prost(uint64, tag = "12")]
         Promote(u64),
+        /// Makes this member the only one, for a cluster that lost its majority (--force-new-cluster).
+        #[prost(uint64, tag = "13")]
+        ForceSingle(u64),
     }
 }
 /// The first members of a cluster, from the flags of a static bootstrap.

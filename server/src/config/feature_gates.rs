@@ -12,8 +12,19 @@ pub struct FeatureGate {
     pub is_alpha: bool,
     /// Its value when nobody sets it.
     pub default: bool,
-    /// What setting it does here.
+    /// What setting it does here; begins with [`NO_EFFECT`] when that is nothing.
     pub meaning: &'static str,
+}
+
+/// How the meaning of a gate without effect begins.
+const NO_EFFECT: &str = "no effect";
+
+impl FeatureGate {
+    /// Whether setting it changes anything.
+    #[must_use]
+    pub fn has_effect(&self) -> bool {
+        !self.meaning.starts_with(NO_EFFECT)
+    }
 }
 
 const fn gate(
@@ -32,33 +43,48 @@ const fn gate(
 
 /// The gates of etcd 3.7, by name.
 pub const FEATURE_GATES: &[FeatureGate] = &[
-    gate("CompactHashCheck", true, false, "no effect yet"),
+    gate(
+        "CompactHashCheck",
+        true,
+        false,
+        "the leader compares the members' data after compactions",
+    ),
     gate(
         "FastLeaseKeepAlive",
         false,
         true,
-        "no effect: renewals never wait for the applied index",
+        "off: a renewal waits until everything committed is applied",
     ),
     gate(
         "InitialCorruptCheck",
         true,
         false,
-        "no effect yet; kubeadm sets it",
+        "a member compares its data with the others' before it serves; kubeadm sets it",
     ),
     gate(
         "LeaseCheckpoint",
         true,
         false,
-        "no effect: checkpoints are always on",
+        "a new leader gives a lease the time that was left, not its whole time",
     ),
     gate(
         "LeaseCheckpointPersist",
         true,
         false,
-        "no effect: checkpoints are always stored",
+        "no effect: checkpoints are always stored, as in etcd since 3.6",
     ),
-    gate("PriorityRequest", true, false, "no effect yet"),
-    gate("SetMemberLocalAddr", true, false, "no effect yet"),
+    gate(
+        "PriorityRequest",
+        true,
+        false,
+        "revokes of leases are refused only at twice the backlog of other requests",
+    ),
+    gate(
+        "SetMemberLocalAddr",
+        true,
+        false,
+        "no effect: the system chooses the address of connections to other members",
+    ),
     gate(
         "StopGRPCServiceOnDefrag",
         true,
@@ -131,12 +157,12 @@ impl FeatureGates {
         })
     }
 
-    /// The gates that were set to something else than their default.
-    pub(super) fn changed(&self) -> impl Iterator<Item = &str> {
+    /// The gates that were set to something else than their default, in vain.
+    pub(super) fn changed_without_effect(&self) -> impl Iterator<Item = &str> {
         self.set.iter().filter_map(|(name, value)| {
             FEATURE_GATES
                 .iter()
-                .any(|gate| gate.name == name && gate.default != *value)
+                .any(|gate| gate.name == name && gate.default != *value && !gate.has_effect())
                 .then_some(name.as_str())
         })
     }

@@ -229,9 +229,6 @@ pub const FLAGS_THAT_BECAME_GATES: &[(&str, &str)] = &[
 /// The name of the option that holds the gates.
 pub const FEATURE_GATES_OPTION: &str = "feature-gates";
 
-const ONLY_WITH_TRACING: &str =
-    "it matters only with distributed tracing, which does not exist yet";
-const ONLY_WITH_AUTH: &str = "it matters only with users and roles, which do not exist yet";
 const NO_BBOLT: &str = "it tunes bbolt, which MetaStore does not use";
 const LEGACY: &str = "it is a flag of an older etcd";
 
@@ -271,8 +268,7 @@ pub static OPTIONS: &[OptionSpec] = &{
             .later("locking of memory"),
         O::new(G::Member, "quota-backend-bytes", K::Signed, "0", "Size of the store above which writes are refused until space is freed.")
             .unit("bytes")
-            .empty("0 = 2 GiB; negative = no limit")
-            .later("the limit on the size of the store"),
+            .empty("0 = 2 GiB; negative = no limit"),
         O::new(G::Member, "backend-bbolt-freelist-type", K::Text, "", "Kind of free list.").ignored(NO_BBOLT),
         O::new(G::Member, "backend-batch-interval", K::Duration, "0s", "Longest time before a commit.").ignored(NO_BBOLT),
         O::new(G::Member, "backend-batch-limit", K::Signed, "0", "Most operations before a commit.").ignored(NO_BBOLT),
@@ -297,8 +293,7 @@ pub static OPTIONS: &[OptionSpec] = &{
             .ignored("every call between members has a deadline of its own"),
         O::new(G::Member, "raft-write-timeout", K::Duration, "5s", "Write timeout of connections between members.")
             .ignored("every call between members has a deadline of its own"),
-        O::new(G::Member, FEATURE_GATES_OPTION, K::FeatureGates, "", "Switches for features that are not settled.")
-            .ignored("no gate has an effect; the table of gates says why"),
+        O::new(G::Member, FEATURE_GATES_OPTION, K::FeatureGates, "", "Switches for features that are not settled."),
         // Clustering
         O::new(G::Clustering, "initial-advertise-peer-urls", K::Urls, "http://localhost:2380", "URLs under which the other members reach this one."),
         O::new(G::Clustering, "initial-cluster", K::Text, "default=http://localhost:2380", "The members with which the cluster starts: name=URL, several separated by commas."),
@@ -341,9 +336,8 @@ pub static OPTIONS: &[OptionSpec] = &{
         O::new(G::Clustering, "strict-reconfig-check", K::Boolean, "true", "Refuse changes of the membership that would cost the quorum."),
         O::new(G::Clustering, "pre-vote", K::Boolean, "true", "Ask before an election, so that a member that was cut off does not disturb the leader when it returns."),
         O::new(G::Clustering, "auto-compaction-retention", K::Text, "0", "History to keep when the store compacts by itself: a duration, or with mode 'revision' a number of revisions.")
-            .unit("hours if without a unit").empty("0 = never compact by itself").later("compaction by the server itself"),
-        O::new(G::Clustering, "auto-compaction-mode", K::Text, "periodic", "'periodic' or 'revision': how to read --auto-compaction-retention.")
-            .later("compaction by the server itself"),
+            .unit("hours if without a unit").empty("0 = never compact by itself"),
+        O::new(G::Clustering, "auto-compaction-mode", K::Text, "periodic", "'periodic' or 'revision': how to read --auto-compaction-retention."),
         O::new(G::Clustering, "v2-deprecation", K::Text, "write-only-drop-data", "Stage at which the v2 store goes away.")
             .ignored("there is no v2 store"),
         // Security
@@ -376,12 +370,12 @@ pub static OPTIONS: &[OptionSpec] = &{
         O::new(G::Security, "host-whitelist", K::Set, "*", "Host names that HTTP requests without TLS may name.")
             .empty("every host").unsupported("the host whitelist"),
         // Auth
-        O::new(G::Auth, "auth-token", K::Text, "simple", "Kind of token: 'simple' or 'jwt,…'.").unsupported("users, roles and tokens"),
-        O::new(G::Auth, "bcrypt-cost", K::Unsigned, "10", "Cost of password hashes.").ignored(ONLY_WITH_AUTH),
-        O::new(G::Auth, "auth-token-ttl", K::Unsigned, "300", "Life of a simple token.").unit("s").ignored(ONLY_WITH_AUTH),
+        O::new(G::Auth, "auth-token", K::Text, "simple", "Kind of token: 'simple', or 'jwt,sign-method=…,pub-key=…,priv-key=…,ttl=…'."),
+        O::new(G::Auth, "bcrypt-cost", K::Unsigned, "10", "Cost of password hashes, 4 to 31; each step doubles their time."),
+        O::new(G::Auth, "auth-token-ttl", K::Unsigned, "300", "Life of a simple token after its last use.").unit("s").empty("0 = 300"),
         // Monitoring
-        O::new(G::Monitoring, "enable-pprof", K::Boolean, "false", "Serve profiles under /debug/pprof/.").later("profiles over HTTP"),
-        O::new(G::Monitoring, "metrics", K::Text, "basic", "'basic', or 'extensive' for histograms of gRPC calls.").later("histograms of gRPC calls"),
+        O::new(G::Monitoring, "enable-pprof", K::Boolean, "false", "Serve CPU profiles under /debug/pprof/."),
+        O::new(G::Monitoring, "metrics", K::Text, "basic", "'basic', or 'extensive' for histograms of gRPC calls."),
         O::new(G::Monitoring, "listen-metrics-urls", K::Urls, "", "More URLs to listen on for health and metrics only.")
             .empty("they are served with the other HTTP endpoints only"),
         // Logging
@@ -389,41 +383,39 @@ pub static OPTIONS: &[OptionSpec] = &{
         O::new(G::Logging, "log-outputs", K::Set, "default", "Where to log: 'default', 'stderr', 'stdout' or paths of files."),
         O::new(G::Logging, "log-level", K::Text, "info", "debug, info, warn, error, panic or fatal."),
         O::new(G::Logging, "log-format", K::Text, "json", "json or console."),
-        O::new(G::Logging, "enable-log-rotation", K::Boolean, "false", "Rotate the one log file.").unsupported("log rotation"),
-        O::new(G::Logging, "log-rotation-config-json", K::Text, "{\"maxsize\": 100, \"maxage\": 0, \"maxbackups\": 0, \"localtime\": false, \"compress\": false}", "How to rotate.")
-            .ignored("it matters only with log rotation, which does not exist yet"),
-        O::new(G::Logging, "warning-unary-request-duration", K::Duration, "300ms", "Unary requests that take longer are logged.")
-            .later("the log of slow requests"),
+        O::new(G::Logging, "enable-log-rotation", K::Boolean, "false", "Rotate the log file: --log-outputs has to name exactly one."),
+        O::new(G::Logging, "log-rotation-config-json", K::Text, "{\"maxsize\": 100, \"maxage\": 0, \"maxbackups\": 0, \"localtime\": false, \"compress\": false}", "How to rotate: megabytes of a file, days and number of old files to keep, whether to compress them.")
+            .empty("0: 100 megabytes, for ever, all"),
+        O::new(G::Logging, "warning-unary-request-duration", K::Duration, "300ms", "Unary requests that take longer are logged."),
         // Tracing
-        O::new(G::Tracing, "enable-distributed-tracing", K::Boolean, "false", "Send traces to an OpenTelemetry collector.").later("distributed tracing"),
-        O::new(G::Tracing, "distributed-tracing-address", K::Text, "localhost:4317", "Address of the collector.").ignored(ONLY_WITH_TRACING),
-        O::new(G::Tracing, "distributed-tracing-service-name", K::Text, "etcd", "Service name in traces.").ignored(ONLY_WITH_TRACING),
-        O::new(G::Tracing, "distributed-tracing-instance-id", K::Text, "", "Id of this member in traces.").ignored(ONLY_WITH_TRACING),
-        O::new(G::Tracing, "distributed-tracing-sampling-rate", K::Signed, "0", "Traces to keep of a million.").ignored(ONLY_WITH_TRACING),
+        O::new(G::Tracing, "enable-distributed-tracing", K::Boolean, "false", "Send traces of requests to an OpenTelemetry collector."),
+        O::new(G::Tracing, "distributed-tracing-address", K::Text, "localhost:4317", "Address of the collector."),
+        O::new(G::Tracing, "distributed-tracing-service-name", K::Text, "etcd", "Service name in traces."),
+        O::new(G::Tracing, "distributed-tracing-instance-id", K::Text, "", "Id of this member in traces.")
+            .empty("none"),
+        O::new(G::Tracing, "distributed-tracing-sampling-rate", K::Signed, "0", "Traces to keep of a million, when the caller has not decided.")
+            .empty("0 = only what the caller wants traced"),
         // Features
         O::new(G::Features, "corrupt-check-time", K::Duration, "0s", "Interval of comparisons of the members' data.")
-            .empty("0 = never").later("the comparison of the members' data"),
-        O::new(G::Features, "compact-hash-check-time", K::Duration, "1m0s", "Interval of comparisons of the members' compaction hashes.")
-            .ignored("the members' hashes are not compared yet"),
+            .empty("0 = never"),
+        O::new(G::Features, "compact-hash-check-time", K::Duration, "1m0s", "Interval of comparisons of the members' data at the last compaction, with the gate CompactHashCheck."),
         O::new(G::Features, "compaction-batch-limit", K::Signed, "0", "Revisions that one step of a compaction deletes.")
             .unit("revisions").empty("0 = 1000"),
         O::new(G::Features, "compaction-sleep-interval", K::Duration, "0s", "Pause between the steps of a compaction.")
             .empty("0 = 10 ms"),
         O::new(G::Features, "watch-progress-notify-interval", K::Duration, "0s", "Interval of progress notices to watchers that asked for them; at least 100 ms.")
             .empty("0 = 10 min"),
-        O::new(G::Features, "warning-apply-duration", K::Duration, "100ms", "Requests whose execution takes longer are logged.")
-            .later("the log of slow requests"),
+        O::new(G::Features, "warning-apply-duration", K::Duration, "100ms", "Requests whose execution takes longer are logged."),
         O::new(G::Features, "bootstrap-defrag-threshold-megabytes", K::Unsigned, "0", "Defragment at the start if it frees so much.")
-            .unit("MB").ignored("the store compacts its files while it runs"),
+            .unit("MB").empty("0 = never"),
         O::new(G::Features, "max-learners", K::Signed, "1", "Most learners that the cluster may have.").unit("members"),
-        O::new(G::Features, "downgrade-check-time", K::Duration, "5s", "Interval of looks at a running downgrade.")
-            .ignored("there are no downgrades yet"),
+        O::new(G::Features, "downgrade-check-time", K::Duration, "5s", "Interval of looks whether a downgrade is over.").empty("0 = never"),
         O::new(G::Features, "snapshot-catchup-entries", K::Unsigned, "5000", "Log entries to keep behind a snapshot for slow followers.").unit("entries"),
         // MetaStore
         O::new(G::MetaStore, "engine", K::Choice(&["rocksdb", "memory"]), "rocksdb", "Where the data lives: on disk in RocksDB, or in memory with the log and a snapshot file on disk."),
         O::new(G::MetaStore, "client-threads", K::Unsigned, "0", "Threads that serve clients.").unit("threads").empty("0 = as many as there are processors"),
         // Unsafe
-        O::new(G::Unsafe, "force-new-cluster", K::Boolean, "false", "Start a cluster of one from the data of a lost one.").unsupported("forcing a new cluster"),
+        O::new(G::Unsafe, "force-new-cluster", K::Boolean, "false", "Start a cluster of one from the data of a member whose cluster lost its majority. Unsafe while another member may still run."),
         O::new(G::Unsafe, "unsafe-no-fsync", K::Boolean, "false", "Do not wait for the disk: a power failure loses acknowledged data.")
             .ignored("every write is synced anyway"),
         // Flags of older versions, which manifests still carry.

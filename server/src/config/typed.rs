@@ -10,6 +10,7 @@ use super::settings::Settings;
 use super::tls::TlsSettings;
 use super::url::ListenUrl;
 use crate::observe::log::LogOptions;
+use crate::observe::traces::TraceOptions;
 
 /// Everything that the options say about one member.
 ///
@@ -103,9 +104,31 @@ pub struct Config {
     pub warning_apply_duration: Duration,
     /// `--warning-unary-request-duration`.
     pub warning_unary_request_duration: Duration,
+    /// `--auth-token`, checked when the member starts.
+    pub auth_token: String,
+    /// `--auth-token-ttl`; zero means 300 s.
+    pub auth_token_ttl: Duration,
+    /// `--bcrypt-cost`.
+    pub bcrypt_cost: u64,
     /// `--feature-gates`.
     pub feature_gates: FeatureGates,
+    /// `--force-new-cluster`.
+    pub force_new_cluster: bool,
+    /// `--corrupt-check-time`; nothing means never.
+    pub corrupt_check_time: Option<Duration>,
+    /// `--compact-hash-check-time`, never 0.
+    pub compact_hash_check_time: Duration,
+    /// `--downgrade-check-time`; nothing means never.
+    pub downgrade_check_time: Option<Duration>,
+    /// `--bootstrap-defrag-threshold-megabytes`; 0 means never.
+    pub bootstrap_defrag_threshold_megabytes: u64,
 
+    /// `--enable-pprof`.
+    pub enable_pprof: bool,
+    /// The options about distributed tracing; nothing: it is off.
+    pub traces: Option<TraceOptions>,
+    /// `--metrics=extensive`.
+    pub extensive_metrics: bool,
     /// `--log-level`, `--log-format` and `--log-outputs`.
     pub log: LogOptions,
 
@@ -169,6 +192,7 @@ pub(super) struct Resolved {
     pub(super) initial_cluster: String,
     pub(super) auto_compaction: AutoCompaction,
     pub(super) log: LogOptions,
+    pub(super) traces: Option<TraceOptions>,
 }
 
 impl Config {
@@ -180,6 +204,7 @@ impl Config {
             initial_cluster,
             auto_compaction,
             log,
+            traces,
         } = resolved;
         let duration = |name| duration(settings.nanoseconds(name));
         let nonzero = |name| Some(duration(name)).filter(|time| !time.is_zero());
@@ -240,7 +265,19 @@ impl Config {
             warning_apply_duration: duration("warning-apply-duration"),
             warning_unary_request_duration: nonzero("warning-unary-request-duration")
                 .unwrap_or(DEFAULT_WARNING_UNARY),
+            auth_token: settings.text("auth-token"),
+            auth_token_ttl: Duration::from_secs(settings.unsigned("auth-token-ttl")),
+            bcrypt_cost: settings.unsigned("bcrypt-cost"),
             feature_gates: settings.gates(),
+            enable_pprof: settings.boolean("enable-pprof"),
+            traces,
+            extensive_metrics: settings.text("metrics") == "extensive",
+            force_new_cluster: settings.boolean("force-new-cluster"),
+            corrupt_check_time: nonzero("corrupt-check-time"),
+            compact_hash_check_time: duration("compact-hash-check-time"),
+            downgrade_check_time: nonzero("downgrade-check-time"),
+            bootstrap_defrag_threshold_megabytes: settings
+                .unsigned("bootstrap-defrag-threshold-megabytes"),
             log,
             engine: match settings.text("engine").as_str() {
                 "memory" => Engine::Memory,

@@ -11,6 +11,8 @@ use super::url::{self, ListenUrl, Scheme};
 use super::value::{format_duration, parse_duration};
 use super::{ConfigError, Notice};
 use crate::observe::log::{Format, LogOptions, LogOutput, Threshold};
+use crate::observe::log_rotation::RotationOptions;
+use crate::observe::traces::TraceOptions;
 
 /// Etcd's text for `--listen-metrics-urls` with `https` and no certificate.
 pub const METRICS_NEED_TLS: &str =
@@ -59,6 +61,7 @@ pub(super) fn check(
     check_tls(&settings)?;
     check_supported(&settings, notices)?;
     warn_of_sizes(&settings, notices);
+    let traces = trace_options(&settings);
 
     let initial_cluster = advertised.initial_cluster(&settings);
     if let Some(host) = &advertised.default_host {
@@ -79,6 +82,7 @@ pub(super) fn check(
             initial_cluster,
             auto_compaction,
             log,
+            traces,
         },
     ))
 }
@@ -106,6 +110,7 @@ fn check_log(settings: &Settings) -> Result<LogOptions, ConfigError> {
     if outputs.is_empty() {
         outputs.push(LogOutput::Stderr);
     }
+    let rotation = check_rotation(settings, &outputs)?;
     let level = settings.text("log-level");
     let format = settings.text("log-format");
     Ok(LogOptions {
@@ -117,7 +122,45 @@ fn check_log(settings: &Settings) -> Result<LogOptions, ConfigError> {
             ))
         })?,
         outputs,
+        rotation,
     })
+}
+
+/// Rotation is for one file.
+fn check_rotation(
+    settings: &Settings,
+    outputs: &[LogOutput],
+) -> Result<Option<RotationOptions>, ConfigError> {
+    if !settings.boolean("enable-log-rotation") {
+        return Ok(None);
+    }
+    let files = outputs
+        .iter()
+        .filter(|output| matches!(output, LogOutput::File(_)))
+        .count();
+    if files > 1 || (files == 0 && outputs.len() == 1) {
+        return Err(ConfigError::invalid(
+            "--log-outputs requires a single file path when --log-rotate-config-json is defined",
+        ));
+    }
+    RotationOptions::parse(&settings.text("log-rotation-config-json"))
+        .map(Some)
+        .map_err(ConfigError::invalid)
+}
+
+/// The range of the sampling rate is for `check_features`.
+fn trace_options(settings: &Settings) -> Option<TraceOptions> {
+    settings
+        .boolean("enable-distributed-tracing")
+        .then(|| TraceOptions {
+            address: settings.text("distributed-tracing-address"),
+            service_name: settings.text("distributed-tracing-service-name"),
+            instance_id: settings.text("distributed-tracing-instance-id"),
+            samples_per_million: u32::try_from(
+                settings.signed("distributed-tracing-sampling-rate"),
+            )
+            .unwrap_or(0),
+        })
 }
 
 /// What the member tells others about itself.
@@ -404,7 +447,7 @@ fn check_supported(settings: &Settings, notices: &mut Vec<Notice>) -> Result<(),
             }
         }
     }
-    for gate in settings.gates().changed() {
+    for gate in settings.gates().changed_without_effect() {
         notices.push(Notice::info("feature gate is accepted and has no effect").with("gate", gate));
     }
     if settings

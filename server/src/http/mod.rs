@@ -1,5 +1,8 @@
 //! Plain HTTP on the client and peer ports: `/version`, `/health`, and `/members` among peers.
 
+mod debug;
+mod metrics;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -98,6 +101,8 @@ impl HttpService {
             "/version" | "/health" if request.method() != Method::GET => method_not_allowed(),
             "/version" => self.version(),
             "/health" => self.health(&request).await,
+            "/metrics" => metrics::answer(Arc::clone(&self.node)).await,
+            path if path.starts_with("/debug/") => debug::answer(&self.node, &request).await,
             _ => not_found(),
         }
     }
@@ -140,7 +145,9 @@ impl HttpService {
         let body = format!(
             r#"{{"etcdserver":"{}","etcdcluster":"{cluster}","storage":"{}"}}"#,
             version::ETCD_VERSION,
-            version::STORAGE_VERSION
+            directory
+                .storage_version()
+                .map_or_else(|| "unknown".to_owned(), |version| version.to_string())
         );
         text(StatusCode::OK, "application/json", body)
     }
@@ -173,7 +180,23 @@ impl HttpService {
 
     async fn health(&self, request: &Request<Incoming>) -> Answer {
         let serializable = query_flag(request, "serializable", "true");
-        let reason = if !serializable && self.node.leader().is_none() {
+        let alarm = self
+            .node
+            .application
+            .alarms
+            .list(0)
+            .into_iter()
+            .find(|alarm| {
+                let name = alarm.alarm().as_str_name();
+                !query_flag(request, "exclude", name)
+            });
+        let reason = if let Some(alarm) = alarm {
+            tracing::warn!(
+                alarm = crate::alarms::text(&alarm),
+                "serving /health false due to an alarm"
+            );
+            Some(format!("ALARM {}", alarm.alarm().as_str_name()))
+        } else if !serializable && self.node.leader().is_none() {
             Some("RAFT NO LEADER".to_owned())
         } else if serializable {
             None

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,6 +57,9 @@ pub struct ClientEndpoint {
     pub tls: Option<ServerTls>,
     /// Plain text is spoken.
     pub insecure: bool,
+    /// A client is who its certificate says: `--client-cert-auth`. Without it a certificate that
+    /// `--trusted-ca-file` demands only opens the door, as in etcd.
+    pub identifies_clients: bool,
 }
 
 /// How HTTP connections behave.
@@ -192,7 +196,10 @@ async fn serve_tcp(stream: TcpStream, endpoint: &ClientEndpoint, serving: &Servi
         let protocol = peek(&stream).await.map_err(|error| error.to_string())?;
         match protocol {
             Protocol::Tls => {}
-            plain => return serve_http(stream, plain, None, endpoint, serving).await,
+            plain => {
+                let remote = stream.peer_addr().ok();
+                return serve_http(stream, plain, remote, None, endpoint, serving).await;
+            }
         }
     }
     let remote = Remote::tcp(stream.peer_addr());
@@ -211,7 +218,7 @@ where
         .map_err(|error| error.to_string())?;
     match protocol {
         Protocol::Tls => serve_tls(stream, &Remote::unix(), endpoint, serving).await,
-        plain => serve_http(stream, plain, None, endpoint, serving).await,
+        plain => serve_http(stream, plain, None, None, endpoint, serving).await,
     }
 }
 
@@ -235,36 +242,24 @@ where
         return Ok(());
     };
     let certificate = Secured {
-        certificate: common_name.map(|name| PeerCertificate {
-            common_name: Some(name).filter(|name| !name.is_empty()).map(Arc::from),
-        }),
+        certificate: common_name
+            .filter(|_| endpoint.identifies_clients)
+            .map(|name| PeerCertificate {
+                common_name: Some(name).filter(|name| !name.is_empty()).map(Arc::from),
+            }),
     };
+    let secured = Some(certificate);
+    let remote = remote.socket_address();
     match stream.get_ref().1.alpn_protocol() {
         Some(b"h2") => {
-            serve_http(
-                stream,
-                Protocol::Http2,
-                Some(certificate),
-                endpoint,
-                serving,
-            )
-            .await
+            serve_http(stream, Protocol::Http2, remote, secured, endpoint, serving).await
         }
-        Some(_) => {
-            serve_http(
-                stream,
-                Protocol::Http1,
-                Some(certificate),
-                endpoint,
-                serving,
-            )
-            .await
-        }
+        Some(_) => serve_http(stream, Protocol::Http1, remote, secured, endpoint, serving).await,
         None => {
             let (protocol, stream) = read_first(stream)
                 .await
                 .map_err(|error| error.to_string())?;
-            serve_http(stream, protocol, Some(certificate), endpoint, serving).await
+            serve_http(stream, protocol, remote, secured, endpoint, serving).await
         }
     }
 }
@@ -287,6 +282,7 @@ impl Secured {
 async fn serve_http<S>(
     stream: S,
     protocol: Protocol,
+    remote: Option<SocketAddr>,
     secured: Option<Secured>,
     endpoint: &ClientEndpoint,
     serving: &Serving,
@@ -303,7 +299,7 @@ where
         if let Some(secured) = &secured {
             secured.mark(&mut request);
         }
-        let answer = Arc::clone(&services).call(request, traffic);
+        let answer = Arc::clone(&services).call(request, remote, traffic);
         // On the heap at once: HTTP/2 moves the future several times before it runs.
         Box::pin(async move { Ok::<_, Infallible>(answer.await) })
     });

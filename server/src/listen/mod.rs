@@ -9,26 +9,34 @@ mod endpoints;
 pub mod peer_certificate;
 pub mod sockets;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread;
+use std::time::Instant;
 
 use http::{Request, Response, StatusCode, header};
+use http_body::Body as HttpBody;
 use hyper::body::Incoming;
 use metastore_consensus::completion::Mailbox;
+use metastore_proto::etcdserverpb::auth_server::AuthServer;
 use metastore_proto::etcdserverpb::cluster_server::ClusterServer;
 use metastore_proto::etcdserverpb::lease_server::LeaseServer;
 use metastore_proto::etcdserverpb::maintenance_server::MaintenanceServer;
 use tokio::sync::mpsc;
+use tonic::body::Body;
 use tower::Service;
 
 use crate::http::HttpService;
 use crate::node::Node;
+use crate::observe::metrics::grpc;
+use crate::rpc::auth::AuthService;
 use crate::rpc::cluster::ClusterService;
 use crate::rpc::key_value::{self, KeyValueService};
 use crate::rpc::lease::LeaseService;
 use crate::rpc::maintenance::MaintenanceService;
-use crate::rpc::unary::{self, ResponseBody};
+use crate::rpc::unary::{CallOptions, ResponseBody};
 use crate::rpc::watch::WatchService;
+use crate::slow_requests::{self, RequestStats};
 
 pub use connection::{ClientEndpoint, OverTls};
 pub use endpoints::{EndpointPlan, Traffic, plan};
@@ -49,6 +57,7 @@ struct GrpcServices {
     watch: WatchService,
     lease: LeaseServer<LeaseService>,
     cluster: ClusterServer<ClusterService>,
+    auth: AuthServer<AuthService>,
     maintenance: MaintenanceServer<MaintenanceService>,
     health: crate::rpc::health::HealthServer,
 }
@@ -68,31 +77,61 @@ impl GrpcServices {
             watch: WatchService::new(Arc::clone(node)),
             lease: limited!(LeaseServer, LeaseService),
             cluster: limited!(ClusterServer, ClusterService),
+            auth: limited!(AuthServer, AuthService),
             maintenance: limited!(MaintenanceServer, MaintenanceService),
             health: crate::rpc::health::server(Arc::clone(node)),
         }
     }
 
     /// Answers a call of a service that is not asked for thousands of times a second.
-    async fn call_rare(&self, request: Request<Incoming>) -> Response<ResponseBody> {
-        let service = request
-            .uri()
-            .path()
+    async fn call_rare(
+        &self,
+        request: Request<Incoming>,
+        options: CallOptions,
+    ) -> Response<ResponseBody> {
+        match grpc::find(request.uri().path()) {
+            Some(method) => {
+                let serve = |request| self.call_service(request, options);
+                grpc::observe(method, request, serve)
+                    .await
+                    .map(ResponseBody::Counted)
+            }
+            None => self
+                .call_service(request, options)
+                .await
+                .map(ResponseBody::Tonic),
+        }
+    }
+
+    async fn call_service<B>(&self, request: Request<B>, options: CallOptions) -> Response<Body>
+    where
+        B: HttpBody + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
+    {
+        let path = request.uri().path().to_owned();
+        let started = Instant::now();
+        let service = path
             .strip_prefix('/')
             .and_then(|path| path.split_once('/'))
             .map_or("", |(service, _)| service);
         let answer = match service {
             "etcdserverpb.Lease" => self.lease.clone().call(request).await,
+            "etcdserverpb.Auth" => self.auth.clone().call(request).await,
             "etcdserverpb.Cluster" => self.cluster.clone().call(request).await,
             "etcdserverpb.Maintenance" => self.maintenance.clone().call(request).await,
             "grpc.health.v1.Health" => self.health.clone().call(request).await,
             _ => {
                 let text = format!("unknown service {service}");
-                return unary::failure(tonic::Status::unimplemented(text));
+                return tonic::Status::unimplemented(text).into_http();
             }
         };
+        // Streams answer at once, so only unary calls can be late here.
+        let took = started.elapsed();
+        if took > options.warning_duration {
+            slow_requests::warn_of_unary(&path, options.remote, took, &RequestStats::UNKNOWN);
+        }
         match answer {
-            Ok(response) => response.map(ResponseBody::Tonic),
+            Ok(response) => response,
             Err(never) => match never {},
         }
     }
@@ -102,26 +141,33 @@ impl GrpcServices {
 struct Services {
     grpc: GrpcServices,
     http: HttpService,
+    /// Without who called.
+    options: CallOptions,
 }
 
 impl Services {
     async fn call(
         self: Arc<Self>,
         request: Request<Incoming>,
+        remote: Option<SocketAddr>,
         traffic: Traffic,
     ) -> Response<ResponseBody> {
+        let options = CallOptions {
+            remote,
+            ..self.options
+        };
         if !is_grpc(&request) || matches!(traffic, Traffic::Http | Traffic::Metrics) {
             return Box::pin(self.call_http(request, traffic)).await;
         }
         if let Some(method) = request.uri().path().strip_prefix(KEY_VALUE_PATH) {
             let method = key_value::Method::parse(method);
-            return self.grpc.key_value.call(request, method).await;
+            return self.grpc.key_value.call(request, method, options).await;
         }
         if let Some(method) = request.uri().path().strip_prefix(WATCH_PATH) {
             let known = method == "Watch";
             return self.grpc.watch.call(request, known);
         }
-        Box::pin(self.grpc.call_rare(request)).await
+        Box::pin(self.grpc.call_rare(request, options)).await
     }
 
     async fn call_http(
@@ -149,7 +195,9 @@ fn not_grpc(request: &Request<Incoming>) -> Response<ResponseBody> {
         .and_then(|value| value.to_str().ok())
         .unwrap_or_default();
     let text = format!("invalid gRPC request content-type {content_type:?}");
-    let mut response = unary::failure(tonic::Status::invalid_argument(text));
+    let mut response = tonic::Status::invalid_argument(text)
+        .into_http::<Body>()
+        .map(ResponseBody::Tonic);
     *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
     response
 }
@@ -179,6 +227,11 @@ impl ClientThreads {
             services: Arc::new(Services {
                 grpc: GrpcServices::new(node),
                 http: HttpService::new(Arc::clone(node)),
+                options: CallOptions {
+                    bytes_max: node.receive_bytes_max(),
+                    warning_duration: node.config.warning_unary_request_duration,
+                    remote: None,
+                },
             }),
             options: HttpOptions::new(&node.config),
         });

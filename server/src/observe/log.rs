@@ -15,7 +15,7 @@
 use std::fmt::{self, Write as _};
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -24,6 +24,8 @@ use tracing::field::{Field, Visit};
 use tracing::{Event, Metadata, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
+
+use super::log_rotation::{RotatingFile, RotationOptions};
 
 /// The level of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -132,6 +134,8 @@ pub struct LogOptions {
     pub format: Format,
     /// Where lines go; never empty.
     pub outputs: Vec<LogOutput>,
+    /// How files among the outputs are rotated; nothing: not at all.
+    pub rotation: Option<RotationOptions>,
 }
 
 impl Default for LogOptions {
@@ -140,6 +144,7 @@ impl Default for LogOptions {
             threshold: Threshold(Level::Info),
             format: Format::Json,
             outputs: vec![LogOutput::Stderr],
+            rotation: None,
         }
     }
 }
@@ -200,6 +205,7 @@ enum Output {
     Stderr,
     Stdout,
     File(File),
+    Rotating(RotatingFile),
 }
 
 struct Sink {
@@ -216,16 +222,13 @@ impl Sink {
             .map(|output| match output {
                 LogOutput::Stderr => Ok(Output::Stderr),
                 LogOutput::Stdout => Ok(Output::Stdout),
-                LogOutput::File(path) => OpenOptions::new()
-                    .create(true)
-                    .append(true)
-                    .open(path)
-                    .map(Output::File)
-                    .map_err(|error| {
+                LogOutput::File(path) => {
+                    open_file(path, options.rotation.as_ref()).map_err(|error| {
                         // The system's text does not say which file.
                         let text = format!("open log output {}: {error}", path.display());
                         std::io::Error::new(error.kind(), text)
-                    }),
+                    })
+                }
             })
             .collect::<Result<_, _>>()?;
         Ok(Self {
@@ -257,8 +260,22 @@ impl Sink {
                     let mut file = file;
                     let _ = file.write_all(line.as_bytes());
                 }
+                Output::Rotating(file) => {
+                    let _ = file.write(line.as_bytes());
+                }
             }
         }
+    }
+}
+
+fn open_file(path: &Path, rotation: Option<&RotationOptions>) -> Result<Output, std::io::Error> {
+    match rotation {
+        Some(options) => RotatingFile::open(path, options.clone()).map(Output::Rotating),
+        None => OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(path)
+            .map(Output::File),
     }
 }
 
@@ -329,7 +346,7 @@ fn short_caller(caller: &str) -> &str {
 }
 
 /// UTC in the layout `2006-01-02T15:04:05.000000Z`, which etcd's parsers read.
-fn timestamp(now: SystemTime) -> String {
+pub(crate) fn timestamp(now: SystemTime) -> String {
     let since = now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     let seconds = since.as_secs();
     let (year, month, day) = civil_date(seconds / 86_400);
@@ -556,6 +573,7 @@ mod tests {
             threshold: Threshold(Level::Info),
             format: Format::Json,
             outputs: vec![LogOutput::File(path.clone())],
+            rotation: None,
         };
         let sink = Arc::new(Sink::open(&options).expect("the file can be opened"));
         let layer = ZapLayer {

@@ -1,3 +1,7 @@
 //! What the server tells about itself.
 
 pub mod log;
+pub mod log_rotation;
+pub mod metrics;
+pub mod profile;
+pub mod traces;

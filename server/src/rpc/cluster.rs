@@ -11,7 +11,8 @@ use metastore_proto::etcdserverpb::{
 use metastore_proto::internal::MemberRecord;
 use tonic::{Request, Response, Status};
 
-use super::{OnLearner, check_call};
+use super::{OnLearner, check_call, credentials_of};
+use crate::membership::parse_peer_urls;
 use crate::node::Node;
 
 /// The Cluster service of a member.
@@ -53,7 +54,10 @@ impl Cluster for ClusterService {
         request: Request<MemberAddRequest>,
     ) -> Result<Response<MemberAddResponse>, Status> {
         check_call(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
+        let credentials = credentials_of(&self.node, &request);
         let request = request.into_inner();
+        parse_peer_urls(&request.peer_ur_ls)?;
+        self.node.check_admin(&credentials).await?;
         let (member, members) = self
             .node
             .add_member(&request.peer_ur_ls, request.is_learner)
@@ -70,6 +74,8 @@ impl Cluster for ClusterService {
         request: Request<MemberRemoveRequest>,
     ) -> Result<Response<MemberRemoveResponse>, Status> {
         check_call(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
+        let credentials = credentials_of(&self.node, &request);
+        self.node.check_admin(&credentials).await?;
         let members = self.node.remove_member(request.into_inner().id).await?;
         Ok(Response::new(MemberRemoveResponse {
             header: self.header(),
@@ -82,6 +88,8 @@ impl Cluster for ClusterService {
         request: Request<MemberUpdateRequest>,
     ) -> Result<Response<MemberUpdateResponse>, Status> {
         check_call(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
+        let credentials = credentials_of(&self.node, &request);
+        self.node.check_admin(&credentials).await?;
         let request = request.into_inner();
         let members = self
             .node
@@ -98,9 +106,11 @@ impl Cluster for ClusterService {
         request: Request<MemberListRequest>,
     ) -> Result<Response<MemberListResponse>, Status> {
         check_call(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
+        let credentials = credentials_of(&self.node, &request);
         if request.get_ref().linearizable {
             self.node.linearize().await?;
         }
+        self.node.check_identified(&credentials).await?;
         let directory = self.node.application.directory.current();
         Ok(Response::new(MemberListResponse {
             header: self.header(),
@@ -113,6 +123,8 @@ impl Cluster for ClusterService {
         request: Request<MemberPromoteRequest>,
     ) -> Result<Response<MemberPromoteResponse>, Status> {
         check_call(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
+        let credentials = credentials_of(&self.node, &request);
+        self.node.check_admin(&credentials).await?;
         let members = self.node.promote_member(request.into_inner().id).await?;
         Ok(Response::new(MemberPromoteResponse {
             header: self.header(),

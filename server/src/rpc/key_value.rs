@@ -2,10 +2,12 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Instant;
 
-use futures::Stream;
+use futures::{Stream, StreamExt};
 use http::{Request, Response};
 use hyper::body::Incoming;
+use metastore_auth::Identity;
 use metastore_proto::codec::SmallBufferCodec;
 use metastore_proto::error_text::EtcdError;
 use metastore_proto::etcdserverpb::{
@@ -14,16 +16,23 @@ use metastore_proto::etcdserverpb::{
     request_op,
 };
 use metastore_proto::internal::command::Request as Proposal;
-use metastore_store::CommandResponse;
 use metastore_store::validate::{self, StreamRefusal};
+use metastore_store::{CommandResponse, Reader};
+use opentelemetry::KeyValue;
 use prost::Message;
 use tonic::Status;
 use tonic::server::{Grpc, ServerStreamingService};
 
-use super::unary::{self, ResponseBody};
-use super::{OnLearner, check_call};
+use super::unary::{self, CallOptions, ResponseBody};
+use super::{OnLearner, check_call, check_stream, credentials};
+use crate::auth::Credentials;
 use crate::error::RequestError;
 use crate::node::Node;
+use crate::observe::metrics::grpc::{self, method};
+use crate::observe::metrics::{METRICS, RANGE, READ_ONLY_TXN};
+use crate::observe::traces;
+use crate::quota;
+use crate::slow_requests;
 
 /// Keys in the first chunk of a stream; etcd's `initialStreamChunkLimit`.
 const FIRST_CHUNK_KEYS: i64 = 10;
@@ -79,21 +88,57 @@ impl KeyValueService {
     ///
     /// # Errors
     /// As etcd's Range.
-    pub async fn range(&self, request: RangeRequest) -> Result<RangeResponse, RequestError> {
+    pub async fn range(
+        &self,
+        request: RangeRequest,
+        credentials: &Credentials,
+    ) -> Result<RangeResponse, RequestError> {
         validate::range(&request)?;
+        let started = Instant::now();
+        let attributes = range_attributes(&request);
+        let answer = self.range_checked(request, credentials, started);
+        let result = traces::in_span("range", attributes, answer).await;
+        METRICS
+            .request_duration
+            .observe(RANGE, result.is_ok(), started.elapsed().as_secs_f64());
+        result
+    }
+
+    async fn range_checked(
+        &self,
+        request: RangeRequest,
+        credentials: &Credentials,
+        started: Instant,
+    ) -> Result<RangeResponse, RequestError> {
         if !request.serializable {
             self.node.linearize().await?;
         }
-        let mut response = self.read(request).await?;
+        let identity = self
+            .node
+            .authorize(credentials, |state, identity| {
+                state.check_range(identity, &request.key, &request.range_end)
+            })
+            .await?;
+        let reading = Instant::now();
+        let result = self.read(&request).await;
+        METRICS.range_duration[usize::from(result.is_ok())]
+            .observe(reading.elapsed().as_secs_f64());
+        self.node.check_unchanged(identity.as_ref())?;
+        let mut response = result?;
+        let (took, expected) = (started.elapsed(), self.node.config.warning_apply_duration);
+        if took > expected {
+            slow_requests::warn_of_range(took, expected, &request, &response);
+        }
         self.node.fill(&mut response.header);
         Ok(response)
     }
 
-    async fn read(&self, request: RangeRequest) -> Result<RangeResponse, RequestError> {
+    async fn read(&self, request: &RangeRequest) -> Result<RangeResponse, RequestError> {
         let reader = self.node.reader();
-        if is_small(&request) {
-            return Ok(reader.range(&request)?);
+        if is_small(request) {
+            return Ok(reader.range(request)?);
         }
+        let request = request.clone();
         Box::pin(blocking(move || Ok(reader.range(&request)?))).await
     }
 
@@ -101,9 +146,17 @@ impl KeyValueService {
     ///
     /// # Errors
     /// As etcd's Put.
-    pub async fn put(&self, request: PutRequest) -> Result<PutResponse, RequestError> {
+    pub async fn put(
+        &self,
+        request: PutRequest,
+        credentials: &Credentials,
+    ) -> Result<PutResponse, RequestError> {
+        self.node.check_quota(quota::put_cost(&request)).await?;
         validate::put(&request)?;
-        match self.node.propose_store(Proposal::Put(request)).await? {
+        let key = traces::is_on().then(|| traces::text(&request.key));
+        let attributes = || vec![KeyValue::new("key", key.unwrap_or_default())];
+        let proposal = self.node.propose_store(Proposal::Put(request), credentials);
+        match traces::in_span("put", attributes, proposal).await? {
             CommandResponse::Put(mut response) => {
                 self.node.fill(&mut response.header);
                 Ok(response)
@@ -119,13 +172,19 @@ impl KeyValueService {
     pub async fn delete_range(
         &self,
         request: DeleteRangeRequest,
+        credentials: &Credentials,
     ) -> Result<DeleteRangeResponse, RequestError> {
         validate::delete_range(&request)?;
-        match self
+        let range = traces::is_on().then(|| {
+            vec![
+                KeyValue::new("range_begin", traces::text(&request.key)),
+                KeyValue::new("range_end", traces::text(&request.range_end)),
+            ]
+        });
+        let proposal = self
             .node
-            .propose_store(Proposal::DeleteRange(request))
-            .await?
-        {
+            .propose_store(Proposal::DeleteRange(request), credentials);
+        match traces::in_span("delete_range", || range.unwrap_or_default(), proposal).await? {
             CommandResponse::DeleteRange(mut response) => {
                 self.node.fill(&mut response.header);
                 Ok(response)
@@ -138,22 +197,74 @@ impl KeyValueService {
     ///
     /// # Errors
     /// As etcd's Txn.
-    pub async fn txn(&self, request: TxnRequest) -> Result<TxnResponse, RequestError> {
+    pub async fn txn(
+        &self,
+        request: TxnRequest,
+        credentials: &Credentials,
+    ) -> Result<TxnResponse, RequestError> {
+        self.node.check_quota(quota::txn_cost(&request)).await?;
         validate::txn(&request, self.node.config.max_txn_ops)?;
+        let attributes = traces::is_on().then(|| txn_attributes(&request));
+        let answer = self.txn_checked(request, credentials);
+        traces::in_span("txn", || attributes.unwrap_or_default(), answer).await
+    }
+
+    async fn txn_checked(
+        &self,
+        request: TxnRequest,
+        credentials: &Credentials,
+    ) -> Result<TxnResponse, RequestError> {
+        let started = Instant::now();
         let mut response = if is_read_only(&request) {
             if !is_serializable(&request) {
                 self.node.linearize().await?;
             }
             let reader = self.node.reader();
-            blocking(move || Ok(reader.read_only_txn(&request)?)).await?
+            let identity = self.authorize_txn(&request, &reader, credentials).await?;
+            let request = Arc::new(request);
+            let shared = Arc::clone(&request);
+            let reading = Instant::now();
+            let result = blocking(move || Ok(reader.read_only_txn(&shared)?)).await;
+            METRICS.request_duration.observe(
+                READ_ONLY_TXN,
+                result.is_ok(),
+                reading.elapsed().as_secs_f64(),
+            );
+            self.node.check_unchanged(identity.as_ref())?;
+            let response = result?;
+            let (took, expected) = (started.elapsed(), self.node.config.warning_apply_duration);
+            if took > expected {
+                slow_requests::warn_of_read_only_txn(took, expected, &request, &response);
+            }
+            response
         } else {
-            match self.node.propose_store(Proposal::Txn(request)).await? {
+            match self
+                .node
+                .propose_store(Proposal::Txn(request), credentials)
+                .await?
+            {
                 CommandResponse::Txn(response) => response,
                 other => return Err(Self::unexpected(&other)),
             }
         };
         self.node.fill(&mut response.header);
         Ok(response)
+    }
+
+    /// Whether a client may run a transaction that only reads; who it is.
+    async fn authorize_txn(
+        &self,
+        request: &TxnRequest,
+        reader: &Reader,
+        credentials: &Credentials,
+    ) -> Result<Option<Identity>, RequestError> {
+        if !self.node.auth().is_enabled() {
+            return Ok(None);
+        }
+        let identity = self.node.identify(credentials).await?;
+        let state = self.node.auth().state();
+        state.check_txn(identity.as_ref(), reader, request)?;
+        Ok(identity)
     }
 
     /// Compact.
@@ -163,14 +274,21 @@ impl KeyValueService {
     pub async fn compact(
         &self,
         request: CompactionRequest,
+        credentials: &Credentials,
     ) -> Result<CompactionResponse, RequestError> {
+        self.node.check_admin(credentials).await?;
         let physical = request.physical;
         let revision = request.revision;
-        let mut response = match self
+        let attributes = || {
+            vec![
+                KeyValue::new("is_physical", physical),
+                KeyValue::new("rev", revision),
+            ]
+        };
+        let proposal = self
             .node
-            .propose_store(Proposal::Compaction(request))
-            .await?
-        {
+            .propose_store(Proposal::Compaction(request), credentials);
+        let mut response = match traces::in_span("compact", attributes, proposal).await? {
             CommandResponse::Compaction(response) => response,
             other => return Err(Self::unexpected(&other)),
         };
@@ -184,6 +302,58 @@ impl KeyValueService {
         response.header = Some(self.node.header());
         Ok(response)
     }
+}
+
+/// What etcd's span of a range tells; the texts are put together only while tracing is on.
+fn range_attributes(request: &RangeRequest) -> impl FnOnce() -> Vec<KeyValue> + use<> {
+    let attributes = traces::is_on().then(|| {
+        vec![
+            KeyValue::new("range_begin", traces::text(&request.key)),
+            KeyValue::new("range_end", traces::text(&request.range_end)),
+            KeyValue::new("rev", request.revision),
+            KeyValue::new("limit", request.limit),
+            KeyValue::new("count_only", request.count_only),
+            KeyValue::new("keys_only", request.keys_only),
+        ]
+    });
+    || attributes.unwrap_or_default()
+}
+
+fn txn_attributes(request: &TxnRequest) -> Vec<KeyValue> {
+    use request_op::Request;
+    let compared = request.compare.iter().map(|compare| &compare.key);
+    let first_key = compared.into_iter().find(|key| !key.is_empty());
+    let first = request
+        .success
+        .iter()
+        .find_map(|op| match op.request.as_ref()? {
+            Request::RequestPut(put) => Some((&put.key, "put")),
+            Request::RequestRange(range) => Some((&range.key, "range")),
+            Request::RequestDeleteRange(delete) => Some((&delete.key, "delete_range")),
+            Request::RequestTxn(_) => None,
+        });
+    let first_lease = request
+        .success
+        .iter()
+        .find_map(|op| match op.request.as_ref()? {
+            Request::RequestPut(put) => Some(put.lease),
+            _ => None,
+        });
+    let count = |length: usize| i64::try_from(length).unwrap_or(i64::MAX);
+    let (key, kind) = first.map_or((String::new(), ""), |(key, kind)| (traces::text(key), kind));
+    vec![
+        KeyValue::new(
+            "compare_first_key",
+            first_key.map_or(String::new(), |key| traces::text(key)),
+        ),
+        KeyValue::new("success_first_key", key),
+        KeyValue::new("success_first_type", kind),
+        KeyValue::new("success_first_lease", first_lease.unwrap_or(-1)),
+        KeyValue::new("compare_len", count(request.compare.len())),
+        KeyValue::new("success_len", count(request.success.len())),
+        KeyValue::new("failure_len", count(request.failure.len())),
+        KeyValue::new("read_only", is_read_only(request)),
+    ]
 }
 
 /// Runs a read that may take long where it holds up nobody.
@@ -232,64 +402,83 @@ fn is_serializable(request: &TxnRequest) -> bool {
 
 impl KeyValueService {
     /// Answers a call of the KV service.
-    pub async fn call(&self, request: Request<Incoming>, method: Method) -> Response<ResponseBody> {
-        let bytes_max = self.node.receive_bytes_max();
+    pub async fn call(
+        &self,
+        request: Request<Incoming>,
+        method: Method,
+        options: CallOptions,
+    ) -> Response<ResponseBody> {
         let node = &self.node;
         match method {
             Method::Range => {
                 unary::serve(
+                    &method::RANGE,
                     request,
-                    bytes_max,
-                    |headers, range: RangeRequest| async move {
+                    options,
+                    |parts, range: RangeRequest| async move {
                         let on_learner = if range.serializable {
                             OnLearner::Allowed
                         } else {
                             OnLearner::Refused
                         };
-                        check_call(node, &headers, on_learner)?;
-                        Ok(self.range(range).await?)
+                        check_call(node, &parts.headers, on_learner)?;
+                        let credentials = credentials(node, &parts.headers, &parts.extensions);
+                        Ok(self.range(range, &credentials).await?)
                     },
                 )
                 .await
             }
             Method::Put => {
-                unary::serve(request, bytes_max, |headers, put| async move {
-                    check_call(node, &headers, OnLearner::Refused)?;
-                    Ok(self.put(put).await?)
+                unary::serve(&method::PUT, request, options, |parts, put| async move {
+                    check_call(node, &parts.headers, OnLearner::Refused)?;
+                    let credentials = credentials(node, &parts.headers, &parts.extensions);
+                    Ok(self.put(put, &credentials).await?)
                 })
                 .await
             }
             Method::Txn => {
-                unary::serve(request, bytes_max, |headers, txn| async move {
-                    check_call(node, &headers, OnLearner::Refused)?;
-                    Ok(self.txn(txn).await?)
+                unary::serve(&method::TXN, request, options, |parts, txn| async move {
+                    check_call(node, &parts.headers, OnLearner::Refused)?;
+                    let credentials = credentials(node, &parts.headers, &parts.extensions);
+                    Ok(self.txn(txn, &credentials).await?)
                 })
                 .await
             }
             Method::DeleteRange => {
-                unary::serve(request, bytes_max, |headers, delete| async move {
-                    check_call(node, &headers, OnLearner::Refused)?;
-                    Ok(self.delete_range(delete).await?)
-                })
+                unary::serve(
+                    &method::DELETE_RANGE,
+                    request,
+                    options,
+                    |parts, delete| async move {
+                        check_call(node, &parts.headers, OnLearner::Refused)?;
+                        let credentials = credentials(node, &parts.headers, &parts.extensions);
+                        Ok(self.delete_range(delete, &credentials).await?)
+                    },
+                )
                 .await
             }
             Method::Compact => {
-                unary::serve(request, bytes_max, |headers, compaction| async move {
-                    check_call(node, &headers, OnLearner::Refused)?;
-                    Ok(self.compact(compaction).await?)
-                })
+                unary::serve(
+                    &method::COMPACT,
+                    request,
+                    options,
+                    |parts, compaction| async move {
+                        check_call(node, &parts.headers, OnLearner::Refused)?;
+                        let credentials = credentials(node, &parts.headers, &parts.extensions);
+                        Ok(self.compact(compaction, &credentials).await?)
+                    },
+                )
                 .await
             }
             Method::RangeStream => {
                 let streaming = RangeStreaming(self.clone());
-                Box::pin(async move {
+                let answer = grpc::observe(&method::RANGE_STREAM, request, |request| async move {
                     Grpc::new(SmallBufferCodec::default())
-                        .apply_max_message_size_config(Some(bytes_max), None)
+                        .apply_max_message_size_config(Some(options.bytes_max), None)
                         .server_streaming(streaming, request)
                         .await
-                })
-                .await
-                .map(ResponseBody::Tonic)
+                });
+                Box::pin(answer).await.map(ResponseBody::Counted)
             }
             Method::Unknown => unary::failure(Status::unimplemented(
                 "unknown method for service etcdserverpb.KV",
@@ -312,7 +501,8 @@ impl ServerStreamingService<RangeRequest> for RangeStreaming {
     fn call(&mut self, request: tonic::Request<RangeRequest>) -> Self::Future {
         let node = Arc::clone(&self.0.node);
         Box::pin(async move {
-            check_call(&node, request.metadata().as_ref(), OnLearner::Refused)?;
+            check_stream(&node, request.metadata().as_ref(), OnLearner::Refused)?;
+            let credentials = Credentials::read(request.metadata().as_ref(), request.extensions());
             let request = request.into_inner();
             validate::range_stream(&request).map_err(|refusal| match refusal {
                 StreamRefusal::Invalid(error) => Status::from(error),
@@ -321,10 +511,27 @@ impl ServerStreamingService<RangeRequest> for RangeStreaming {
             if !request.serializable {
                 node.linearize().await?;
             }
-            let chunks: RangeChunks = Box::pin(stream_range(node, request));
+            let identity = node
+                .authorize(&credentials, |state, identity| {
+                    state.check_range(identity, &request.key, &request.range_end)
+                })
+                .await?;
+            let chunks = stream_range(Arc::clone(&node), request);
+            let chunks: RangeChunks = Box::pin(unchanged_to_the_end(node, identity, chunks));
             Ok(tonic::Response::new(chunks))
         })
     }
+}
+
+/// The chunks of a stream, and at their end the error that users or roles have changed meanwhile.
+fn unchanged_to_the_end(
+    node: Arc<Node>,
+    identity: Option<Identity>,
+    chunks: impl Stream<Item = Result<RangeStreamResponse, Status>> + Send,
+) -> impl Stream<Item = Result<RangeStreamResponse, Status>> + Send {
+    let end = futures::stream::once(async move { node.check_unchanged(identity.as_ref()) })
+        .filter_map(|checked| std::future::ready(checked.err().map(|error| Err(error.into()))));
+    chunks.chain(end)
 }
 
 /// The chunks of a RangeStream: one revision for all, header, `more` and `count` on the last only.

@@ -14,12 +14,17 @@ use metastore_proto::etcdserverpb::{
 use metastore_proto::internal::LeaseRevokeCommand;
 use metastore_proto::internal::command::Request as Proposal;
 use metastore_store::CommandResponse;
+use opentelemetry::KeyValue;
 use rand::Rng;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{OnLearner, check_call, leader_lost};
+use super::{OnLearner, check_call, check_stream, credentials_of, leader_lost};
+use crate::auth::Credentials;
 use crate::error::RequestError;
 use crate::node::Node;
+use crate::observe::metrics::METRICS;
+use crate::observe::traces;
+use crate::quota::LEASE_COST;
 
 /// The Lease service of a member.
 #[derive(Clone)]
@@ -40,7 +45,10 @@ impl LeaseService {
     pub async fn grant_inner(
         &self,
         mut request: LeaseGrantRequest,
+        credentials: &Credentials,
     ) -> Result<LeaseGrantResponse, RequestError> {
+        self.node.check_identified(credentials).await?;
+        self.node.check_quota(LEASE_COST).await?;
         while request.id == 0 {
             request.id = rand::rng().random::<i64>() & i64::MAX;
         }
@@ -52,11 +60,12 @@ impl LeaseService {
         );
         request.ttl = metastore_lease::granted_ttl(request.ttl, minimum)
             .map_err(|_| EtcdError::LeaseTTLTooLarge)?;
-        match self
+        let (id, ttl) = (request.id, request.ttl);
+        let attributes = || vec![KeyValue::new("id", id), KeyValue::new("ttl", ttl)];
+        let proposal = self
             .node
-            .propose_store(Proposal::LeaseGrant(request))
-            .await?
-        {
+            .propose_store(Proposal::LeaseGrant(request), credentials);
+        match traces::in_span("lease_grant", attributes, proposal).await? {
             CommandResponse::LeaseGrant(mut response) => {
                 self.node.fill(&mut response.header);
                 Ok(response)
@@ -74,16 +83,18 @@ impl LeaseService {
     pub async fn revoke_inner(
         &self,
         request: LeaseRevokeRequest,
+        credentials: &Credentials,
     ) -> Result<LeaseRevokeResponse, RequestError> {
+        self.node.check_identified(credentials).await?;
         let command = LeaseRevokeCommand {
             id: request.id,
             expired_in_term: 0,
         };
-        match self
+        let attributes = || vec![KeyValue::new("id", request.id)];
+        let proposal = self
             .node
-            .propose_store(Proposal::LeaseRevoke(command))
-            .await?
-        {
+            .propose_store(Proposal::LeaseRevoke(command), credentials);
+        match traces::in_span("lease_revoke", attributes, proposal).await? {
             CommandResponse::LeaseRevoke(mut response) => {
                 self.node.fill(&mut response.header);
                 Ok(response)
@@ -98,11 +109,12 @@ impl LeaseService {
 async fn keep_alive(
     node: &Arc<Node>,
     request: LeaseKeepAliveRequest,
+    credentials: &Credentials,
 ) -> Result<LeaseKeepAliveResponse, Status> {
     // The header is taken before the renewal: its revision must not be later than a revision at
     // which the lease might already be gone.
     let header = node.header();
-    let ttl = node.renew_lease(request.id).await?;
+    let ttl = node.renew_lease(request.id, credentials).await?;
     Ok(LeaseKeepAliveResponse {
         header: Some(header),
         id: request.id,
@@ -117,7 +129,11 @@ impl Lease for LeaseService {
         request: Request<LeaseGrantRequest>,
     ) -> Result<Response<LeaseGrantResponse>, Status> {
         check_call(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
-        Ok(Response::new(self.grant_inner(request.into_inner()).await?))
+        let credentials = credentials_of(&self.node, &request);
+        let request = request.into_inner();
+        Ok(Response::new(
+            self.grant_inner(request, &credentials).await?,
+        ))
     }
 
     async fn lease_revoke(
@@ -125,8 +141,10 @@ impl Lease for LeaseService {
         request: Request<LeaseRevokeRequest>,
     ) -> Result<Response<LeaseRevokeResponse>, Status> {
         check_call(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
+        let credentials = credentials_of(&self.node, &request);
+        let request = request.into_inner();
         Ok(Response::new(
-            self.revoke_inner(request.into_inner()).await?,
+            self.revoke_inner(request, &credentials).await?,
         ))
     }
 
@@ -138,8 +156,9 @@ impl Lease for LeaseService {
         request: Request<Streaming<LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
         let requires_leader =
-            check_call(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
+            check_stream(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
         let node = Arc::clone(&self.node);
+        let credentials = Credentials::read(request.metadata().as_ref(), request.extensions());
         let mut requests = request.into_inner();
         let stopped = node.stopped();
         let answers = async_stream::stream! {
@@ -166,7 +185,7 @@ impl Lease for LeaseService {
                 };
                 match request {
                     Some(Ok(request)) => {
-                        let answer = keep_alive(&node, request).await;
+                        let answer = keep_alive(&node, request, &credentials).await;
                         let failed = answer.is_err();
                         yield answer;
                         if failed {
@@ -174,6 +193,8 @@ impl Lease for LeaseService {
                         }
                     }
                     Some(Err(status)) => {
+                        let receiving = ["receive", "lease-keepalive"];
+                        METRICS.stream_failures.with_label_values(&receiving).inc();
                         yield Err(status);
                         return;
                     }
@@ -189,7 +210,18 @@ impl Lease for LeaseService {
         request: Request<LeaseTimeToLiveRequest>,
     ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
         check_call(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
-        let mut response = self.node.lease_time_to_live(request.into_inner()).await?;
+        let credentials = credentials_of(&self.node, &request);
+        self.node.check_identified(&credentials).await?;
+        let request = request.into_inner();
+        let mut response = if request.keys {
+            let (id, revision) = (request.id, self.node.auth().revision());
+            self.node.check_lease_read(id, &credentials).await?;
+            let response = self.node.lease_time_to_live(request).await?;
+            self.node.check_auth_revision(revision)?;
+            response
+        } else {
+            self.node.lease_time_to_live(request).await?
+        };
         self.node.fill(&mut response.header);
         Ok(Response::new(response))
     }
@@ -199,14 +231,10 @@ impl Lease for LeaseService {
         request: Request<LeaseLeasesRequest>,
     ) -> Result<Response<LeaseLeasesResponse>, Status> {
         check_call(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
-        let leases = self
-            .node
-            .application
-            .leases
-            .by_expiry()
-            .into_iter()
-            .map(|id| LeaseStatus { id })
-            .collect();
+        let credentials = credentials_of(&self.node, &request);
+        let leases = self.node.application.leases.by_expiry();
+        self.node.check_leases_read(&leases, &credentials).await?;
+        let leases = leases.into_iter().map(|id| LeaseStatus { id }).collect();
         Ok(Response::new(LeaseLeasesResponse {
             header: Some(self.node.header()),
             leases,

@@ -2,10 +2,12 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures::Stream;
 use metastore_consensus::TransferError;
 use metastore_proto::error_text::EtcdError;
+use metastore_proto::etcdserverpb::alarm_request::AlarmAction;
 use metastore_proto::etcdserverpb::maintenance_server::Maintenance;
 use metastore_proto::etcdserverpb::{
     AlarmRequest, AlarmResponse, DefragmentRequest, DefragmentResponse, DowngradeInfo,
@@ -13,12 +15,16 @@ use metastore_proto::etcdserverpb::{
     MoveLeaderRequest, MoveLeaderResponse, SnapshotRequest, SnapshotResponse, StatusRequest,
     StatusResponse,
 };
+use metastore_proto::internal::command::Request as Proposal;
 use tonic::{Request, Response, Status};
 
 use super::snapshot::snapshot;
-use super::{OnLearner, check_call};
+use super::{OnLearner, check_call, check_stream, credentials_of};
+use crate::alarms;
+use crate::application::Response as ApplyResponse;
 use crate::error::RequestError;
 use crate::node::Node;
+use crate::observe::metrics::METRICS;
 use crate::version;
 
 /// The Maintenance service of a member.
@@ -42,14 +48,16 @@ impl MaintenanceService {
         let status = node.status();
         let size = node.reader().size()?;
         let applied = node.application.applied_index();
+        let directory = node.application.directory.current();
         let mut errors = Vec::new();
         if status.leader.is_none() {
             errors.push(EtcdError::NoLeader.text().to_owned());
         }
+        errors.extend(node.application.alarms.list(0).iter().map(alarms::text));
         Ok(StatusResponse {
             header: Some(node.header()),
             version: version::ETCD_VERSION.to_owned(),
-            db_size: size.physical_bytes.max(size.logical_bytes).cast_signed(),
+            db_size: size.physical_bytes.cast_signed(),
             leader: status.leader.unwrap_or_default(),
             // The status is a little older than the applied index, which can only be committed.
             raft_index: status
@@ -61,9 +69,40 @@ impl MaintenanceService {
             errors,
             db_size_in_use: size.logical_bytes.cast_signed(),
             is_learner: node.is_learner(),
-            storage_version: version::STORAGE_VERSION.to_owned(),
+            storage_version: directory
+                .storage_version()
+                .map(|version| version.to_string())
+                .unwrap_or_default(),
             db_size_quota: node.config.quota_backend_bytes.map_or(-1, u64::cast_signed),
-            downgrade_info: Some(DowngradeInfo::default()),
+            downgrade_info: Some(DowngradeInfo {
+                enabled: directory.downgrade_target.is_some(),
+                target_version: directory.downgrade_target.clone().unwrap_or_default(),
+            }),
+        })
+    }
+
+    /// Alarm, without gRPC.
+    ///
+    /// # Errors
+    /// As [`Node::linearize`] for a list, [`Node::propose`] otherwise.
+    pub async fn alarm_inner(&self, request: AlarmRequest) -> Result<AlarmResponse, RequestError> {
+        let node = &self.node;
+        let alarms = if request.action() == AlarmAction::Get {
+            // etcd sends the question through its log; waiting for what was committed sees the same.
+            node.linearize().await?;
+            node.application.alarms.list(request.alarm)
+        } else {
+            match node.propose(Proposal::Alarm(request)).await? {
+                ApplyResponse::Alarms(alarms) => alarms,
+                other => {
+                    let text = format!("an alarm request was answered by {other:?}");
+                    return Err(RequestError::Unknown(text));
+                }
+            }
+        };
+        Ok(AlarmResponse {
+            header: Some(node.header()),
+            alarms,
         })
     }
 
@@ -117,15 +156,13 @@ impl Maintenance for MaintenanceService {
         request: Request<AlarmRequest>,
     ) -> Result<Response<AlarmResponse>, Status> {
         check_call(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
-        // Nothing raises an alarm yet, so the list is truthfully empty; `etcdctl endpoint health`
-        // asks for it. Raising or clearing one is not implemented.
-        if request.get_ref().action == 0 {
-            return Ok(Response::new(AlarmResponse {
-                header: Some(self.node.header()),
-                alarms: Vec::new(),
-            }));
+        let credentials = credentials_of(&self.node, &request);
+        match request.get_ref().action() {
+            AlarmAction::Get => self.node.check_identified(&credentials).await?,
+            _ => self.node.check_admin(&credentials).await?,
         }
-        Err(RequestError::Unimplemented("Alarm").into())
+        let response = self.alarm_inner(request.into_inner()).await?;
+        Ok(Response::new(response))
     }
 
     async fn status(
@@ -133,6 +170,8 @@ impl Maintenance for MaintenanceService {
         request: Request<StatusRequest>,
     ) -> Result<Response<StatusResponse>, Status> {
         check_call(&self.node, request.metadata().as_ref(), OnLearner::Allowed)?;
+        let credentials = credentials_of(&self.node, &request);
+        self.node.check_identified(&credentials).await?;
         Ok(Response::new(self.status_inner()?))
     }
 
@@ -141,13 +180,24 @@ impl Maintenance for MaintenanceService {
         request: Request<DefragmentRequest>,
     ) -> Result<Response<DefragmentResponse>, Status> {
         check_call(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
-        Err(RequestError::Unimplemented("Defragment").into())
+        let credentials = credentials_of(&self.node, &request);
+        self.node.check_admin(&credentials).await?;
+        if let Err(error) = self.node.defragment().await {
+            tracing::warn!(%error, "failed to defragment");
+            return Err(error.into());
+        }
+        // etcd leaves the header out here.
+        Ok(Response::new(DefragmentResponse { header: None }))
     }
 
     async fn hash(&self, request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
         check_call(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
+        let credentials = credentials_of(&self.node, &request);
+        self.node.check_admin(&credentials).await?;
         let reader = self.node.reader();
+        let started = Instant::now();
         let (hash, revision) = blocking(move || Ok((reader.hash()?, reader.revision()))).await?;
+        METRICS.hash.observe(started.elapsed().as_secs_f64());
         Ok(Response::new(HashResponse {
             header: Some(self.node.header_at(revision)),
             hash,
@@ -159,9 +209,13 @@ impl Maintenance for MaintenanceService {
         request: Request<HashKvRequest>,
     ) -> Result<Response<HashKvResponse>, Status> {
         check_call(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
-        let reader = self.node.reader();
-        let revision = request.into_inner().revision;
-        let hash = blocking(move || Ok(reader.hash_kv(revision)?)).await?;
+        let credentials = credentials_of(&self.node, &request);
+        self.node.check_admin(&credentials).await?;
+        let started = Instant::now();
+        let hash = self.node.hash_kv(request.into_inner().revision).await?;
+        METRICS
+            .hash_revision
+            .observe(started.elapsed().as_secs_f64());
         Ok(Response::new(HashKvResponse {
             header: Some(self.node.header_at(hash.revision)),
             hash: hash.hash,
@@ -176,7 +230,9 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<SnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
-        check_call(&self.node, request.metadata().as_ref(), OnLearner::Allowed)?;
+        check_stream(&self.node, request.metadata().as_ref(), OnLearner::Allowed)?;
+        let credentials = credentials_of(&self.node, &request);
+        self.node.check_admin(&credentials).await?;
         let engine = self.node.reader().engine();
         Ok(Response::new(Box::pin(snapshot(engine))))
     }
@@ -186,6 +242,8 @@ impl Maintenance for MaintenanceService {
         request: Request<MoveLeaderRequest>,
     ) -> Result<Response<MoveLeaderResponse>, Status> {
         check_call(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
+        let credentials = credentials_of(&self.node, &request);
+        self.node.check_admin(&credentials).await?;
         self.move_leader_inner(request.into_inner().target_id)
             .await?;
         // etcd leaves the header out here.
@@ -197,6 +255,9 @@ impl Maintenance for MaintenanceService {
         request: Request<DowngradeRequest>,
     ) -> Result<Response<DowngradeResponse>, Status> {
         check_call(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
-        Err(RequestError::Unimplemented("Downgrade").into())
+        let credentials = credentials_of(&self.node, &request);
+        self.node.check_admin(&credentials).await?;
+        let response = self.node.downgrade(request.get_ref()).await?;
+        Ok(Response::new(response))
     }
 }

@@ -14,6 +14,7 @@ use tonic::Status;
 
 use crate::backup::export::{FileReceiver, export};
 use crate::backup::human_bytes::human_bytes;
+use crate::observe::metrics::METRICS;
 use crate::version;
 
 /// Bytes of the database in each message, as in etcd.
@@ -91,10 +92,12 @@ impl Sender {
             "sending database sha256 checksum to client"
         );
         if self.send(digest).is_ok() {
+            let took = self.started.elapsed();
+            METRICS.engine_snapshot.observe(took.as_secs_f64());
             tracing::info!(
                 "total-bytes" = self.total_bytes,
                 size = human_bytes(self.total_bytes),
-                took = ?self.started.elapsed(),
+                ?took,
                 "storage-version" = version::STORAGE_VERSION,
                 "successfully sent database snapshot to client"
             );

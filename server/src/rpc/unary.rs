@@ -4,10 +4,13 @@
 //! errors of the framing itself (too large, compressed) get the codes and texts that grpc-go sends.
 //! Streams and rare calls use tonic.
 
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt;
@@ -15,6 +18,9 @@ use hyper::body::Incoming;
 use prost::Message;
 use prost::encoding::{DecodeContext, WireType, decode_key, skip_field};
 use tonic::{Code, Status};
+
+use crate::observe::metrics::grpc::{AnswerBody, Call, Method};
+use crate::slow_requests::{self, Loggable, RequestStats};
 
 /// Flag and length in front of each message.
 const PREFIX_BYTES: usize = 5;
@@ -28,8 +34,10 @@ pub enum ResponseBody {
     Unary(UnaryBody),
     /// A watch stream.
     Watch(Box<super::watch::WatchBody>),
-    /// A stream, or a call that tonic answers.
+    /// An error that nobody counts: the call was never one.
     Tonic(tonic::body::Body),
+    /// A stream, or a call that tonic answers.
+    Counted(AnswerBody),
     /// Plain HTTP.
     Plain(http_body_util::Full<Bytes>),
 }
@@ -62,6 +70,7 @@ impl HttpBody for ResponseBody {
             }
             Self::Watch(body) => Pin::new(&mut **body).poll_frame(context),
             Self::Tonic(body) => Pin::new(body).poll_frame(context),
+            Self::Counted(body) => Pin::new(body).poll_frame(context),
             Self::Plain(body) => Pin::new(body)
                 .poll_frame(context)
                 .map_err(|never| match never {}),
@@ -73,6 +82,7 @@ impl HttpBody for ResponseBody {
             Self::Unary(body) => body.message.is_none() && !body.trailers,
             Self::Watch(body) => body.is_end_stream(),
             Self::Tonic(body) => body.is_end_stream(),
+            Self::Counted(body) => body.is_end_stream(),
             Self::Plain(body) => body.is_end_stream(),
         }
     }
@@ -81,6 +91,7 @@ impl HttpBody for ResponseBody {
         match self {
             Self::Unary(_) | Self::Watch(_) => SizeHint::default(),
             Self::Tonic(body) => body.size_hint(),
+            Self::Counted(body) => body.size_hint(),
             Self::Plain(body) => body.size_hint(),
         }
     }
@@ -187,19 +198,31 @@ fn encode<A: Message>(answer: &A) -> Bytes {
     bytes.freeze()
 }
 
+/// What every call of a connection is served with.
+#[derive(Clone, Copy, Debug)]
+pub struct CallOptions {
+    /// The largest message.
+    pub bytes_max: usize,
+    /// A call that takes longer is logged.
+    pub warning_duration: Duration,
+    /// Who called.
+    pub remote: Option<SocketAddr>,
+}
+
 /// Serves one call: reads and decodes the request, runs the handler, frames its answer.
 pub async fn serve<Q, A, F>(
+    method: &'static Method,
     request: Request<Incoming>,
-    bytes_max: usize,
-    handler: impl FnOnce(HeaderMap, Q) -> F,
+    options: CallOptions,
+    handler: impl FnOnce(Parts, Q) -> F,
 ) -> Response<ResponseBody>
 where
-    Q: Message + Default,
+    Q: Message + Default + Loggable<A>,
     A: Message,
     F: Future<Output = Result<A, Status>>,
 {
     let (parts, body) = request.into_parts();
-    let message = match read_message(body, bytes_max).await {
+    let message = match read_message(body, options.bytes_max).await {
         Ok(message) => message,
         Err(status) => return failure(status),
     };
@@ -211,10 +234,40 @@ where
             )));
         }
     };
-    match handler(parts.headers, request).await {
-        Ok(answer) => success(encode(&answer)),
-        Err(status) => failure(status),
+    // As in grpc-go, a request that cannot be read is no call.
+    let mut call = Call::start(method, &parts.headers);
+    call.received(1, message.len());
+    let started = Instant::now();
+    let answer = call.run(handler(parts, request)).await;
+    let took = started.elapsed();
+    if took > options.warning_duration {
+        log_slow::<Q, A>(&message, answer.as_ref().ok(), took, options.remote);
     }
+    match answer {
+        Ok(answer) => {
+            let answer = encode(&answer);
+            call.sent(1, answer.len() - PREFIX_BYTES);
+            call.end(Code::Ok);
+            success(answer)
+        }
+        Err(status) => {
+            call.end(status.code());
+            failure(status)
+        }
+    }
+}
+
+/// Logs a slow call. The handler has consumed the request, so it is decoded once more.
+#[cold]
+fn log_slow<Q, A>(message: &Bytes, answer: Option<&A>, took: Duration, remote: Option<SocketAddr>)
+where
+    Q: Message + Default + Loggable<A>,
+{
+    let stats = match Q::decode(message.clone()) {
+        Ok(request) => request.stats(answer),
+        Err(_) => RequestStats::UNKNOWN,
+    };
+    slow_requests::warn_of_unary(Q::METHOD, remote, took, &stats);
 }
 
 #[cfg(test)]

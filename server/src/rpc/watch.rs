@@ -4,6 +4,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::{FutureExt, StreamExt, future::BoxFuture};
@@ -12,14 +13,20 @@ use http_body::{Body as HttpBody, Frame};
 use hyper::body::Incoming;
 use metastore_proto::codec::SmallBufferCodec;
 use metastore_proto::error_text::EtcdError;
-use metastore_proto::etcdserverpb::{WatchRequest, WatchResponse, watch_request::RequestUnion};
+use metastore_proto::etcdserverpb::{
+    WatchCreateRequest, WatchRequest, WatchResponse, watch_request::RequestUnion,
+};
 use metastore_watch::WatchOutput;
+use prost::Message;
 use tonic::codec::Codec;
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
 use super::unary::{self, ResponseBody};
-use super::{OnLearner, check_call, leader_lost};
+use super::{OnLearner, check_stream, leader_lost};
+use crate::auth::Credentials;
 use crate::node::Node;
+use crate::observe::metrics::METRICS;
+use crate::observe::metrics::grpc::{Call, method};
 
 /// Bytes of responses that go into one HTTP/2 data frame before the connection gets its turn.
 const FRAME_BYTES_MAX: usize = 256 * 1024;
@@ -45,10 +52,16 @@ impl WatchService {
                 "unknown method for service etcdserverpb.Watch",
             ));
         }
-        let requires_leader = match check_call(&self.node, request.headers(), OnLearner::Refused) {
+        let mut call = Call::start(&method::WATCH, request.headers());
+        let requires_leader = match check_stream(&self.node, request.headers(), OnLearner::Refused)
+        {
             Ok(requires_leader) => requires_leader,
-            Err(status) => return unary::failure(status),
+            Err(status) => {
+                call.end(status.code());
+                return unary::failure(status);
+            }
         };
+        let credentials = Credentials::read(request.headers(), request.extensions());
         let decoder = SmallBufferCodec::<WatchResponse, WatchRequest>::default().decoder();
         let requests = Streaming::new_request(
             decoder,
@@ -56,7 +69,8 @@ impl WatchService {
             None,
             Some(self.node.receive_bytes_max()),
         );
-        let body = WatchBody::new(Arc::clone(&self.node), requests, requires_leader);
+        let node = Arc::clone(&self.node);
+        let body = WatchBody::new(node, requests, credentials, requires_leader, call);
         let mut response = Response::new(ResponseBody::Watch(Box::new(body)));
         response.headers_mut().insert(
             header::CONTENT_TYPE,
@@ -70,11 +84,18 @@ impl WatchService {
 pub struct WatchBody {
     node: Arc<Node>,
     requests: Option<Streaming<WatchRequest>>,
+    credentials: Credentials,
+    /// The create request whose permission is being found out. Later requests wait for it.
+    asking: Option<BoxFuture<'static, Asked>>,
     outputs: metastore_watch::Stream,
     leader_lost: Option<BoxFuture<'static, ()>>,
     stopping: BoxFuture<'static, ()>,
     end: End,
+    call: Call,
 }
+
+/// A create request and why the client may not.
+type Asked = (WatchCreateRequest, Result<(), EtcdError>);
 
 enum End {
     Open,
@@ -83,20 +104,30 @@ enum End {
 }
 
 impl WatchBody {
-    fn new(node: Arc<Node>, requests: Streaming<WatchRequest>, requires_leader: bool) -> Self {
+    fn new(
+        node: Arc<Node>,
+        requests: Streaming<WatchRequest>,
+        credentials: Credentials,
+        requires_leader: bool,
+        call: Call,
+    ) -> Self {
         Self {
+            credentials,
+            asking: None,
             outputs: node.application.hub.open_stream(),
             leader_lost: requires_leader.then(|| leader_lost(Arc::clone(&node)).boxed()),
             stopping: node.stopped().boxed(),
             requests: Some(requests),
             node,
             end: End::Open,
+            call,
         }
     }
 
     fn accept(&mut self, request: WatchRequest) {
+        self.call.received(1, request.encoded_len());
         match request.request_union {
-            Some(RequestUnion::CreateRequest(create)) => self.outputs.create(&create),
+            Some(RequestUnion::CreateRequest(create)) => self.create(create),
             Some(RequestUnion::CancelRequest(cancel)) => self.outputs.cancel(cancel.watch_id),
             Some(RequestUnion::ProgressRequest(_)) => self.outputs.request_progress(),
             // etcd ignores what it does not know.
@@ -104,16 +135,61 @@ impl WatchBody {
         }
     }
 
+    fn create(&mut self, create: WatchCreateRequest) {
+        // A start that cannot be is answered before anybody asks who the client is, as in etcd.
+        if !self.node.auth().is_enabled() || create.start_revision < 0 {
+            return self.outputs.create(&create);
+        }
+        let node = Arc::clone(&self.node);
+        let credentials = self.credentials.clone();
+        self.asking = Some(Box::pin(async move {
+            let permitted = node
+                .authorize(&credentials, |state, identity| {
+                    // No key means from the first one on.
+                    let key = match &create.key[..] {
+                        [] => b"\0",
+                        key => key,
+                    };
+                    state.check_range(identity, key, &create.range_end)
+                })
+                .await;
+            (create, permitted.map(|_| ()))
+        }));
+    }
+
+    /// Goes on with the create request whose permission was asked for; false while it is open.
+    fn poll_asking(&mut self, context: &mut Context<'_>) -> bool {
+        let Some(asking) = &mut self.asking else {
+            return true;
+        };
+        let Poll::Ready((create, permitted)) = asking.poll_unpin(context) else {
+            return false;
+        };
+        self.asking = None;
+        match permitted {
+            Ok(()) => self.outputs.create(&create),
+            Err(error) => self.outputs.reject(&create, refusal(error)),
+        }
+        true
+    }
+
     /// Takes in what the client asks, until it has nothing more to say for now.
     fn poll_requests(&mut self, context: &mut Context<'_>) {
         // A client that does not read its answers is not listened to either.
-        while self.outputs.takes_requests()
+        while self.poll_asking(context)
+            && self.outputs.takes_requests()
             && let Some(requests) = &mut self.requests
         {
             match requests.poll_next_unpin(context) {
                 Poll::Ready(Some(Ok(request))) => self.accept(request),
                 Poll::Ready(Some(Err(status))) => {
                     self.requests = None;
+                    let receiving = ["receive", "watch"];
+                    METRICS.stream_failures.with_label_values(&receiving).inc();
+                    // A connection that broke is a client that went away.
+                    if matches!(status.code(), Code::Unknown | Code::Unavailable) {
+                        self.call.end(Code::Cancelled);
+                    }
                     self.end = End::Failed(status);
                 }
                 // The client closed its side; it still gets its events.
@@ -144,6 +220,7 @@ impl WatchBody {
         // One response is bounded by what one revision or one catch-up chunk holds.
         buffer.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
         output.encode(node.cluster_id, node.member_id, term, buffer);
+        self.call.sent(1, length);
     }
 }
 
@@ -161,14 +238,20 @@ impl HttpBody for WatchBody {
             this.poll_end(context);
         }
         let mut buffer = BytesMut::new();
+        let mut events = 0;
+        let started = Instant::now();
         while matches!(this.end, End::Open) && buffer.len() < FRAME_BYTES_MAX {
             match this.outputs.poll_next(context) {
-                Poll::Ready(Some(output)) => this.encode(&output, &mut buffer),
+                Poll::Ready(Some(output)) => {
+                    this.encode(&output, &mut buffer);
+                    events += output.event_count();
+                }
                 Poll::Ready(None) => this.end = End::Failed(EtcdError::Stopped.into()),
                 Poll::Pending => break,
             }
         }
         if !buffer.is_empty() {
+            observe_frame(started.elapsed(), events);
             return Poll::Ready(Some(Ok(Frame::data(buffer.freeze()))));
         }
         match std::mem::replace(&mut this.end, End::Sent) {
@@ -176,7 +259,10 @@ impl HttpBody for WatchBody {
                 this.end = End::Open;
                 Poll::Pending
             }
-            End::Failed(status) => Poll::Ready(Some(Ok(Frame::trailers(trailers(&status))))),
+            End::Failed(status) => {
+                this.call.end(status.code());
+                Poll::Ready(Some(Ok(Frame::trailers(trailers(&status)))))
+            }
             End::Sent => Poll::Ready(None),
         }
     }
@@ -184,6 +270,29 @@ impl HttpBody for WatchBody {
     fn is_end_stream(&self) -> bool {
         matches!(self.end, End::Sent)
     }
+}
+
+/// Notes what was put together for a client.
+fn observe_frame(took: Duration, events: usize) {
+    let seconds = took.as_secs_f64();
+    if events == 0 {
+        METRICS.watch_control_frame.observe(seconds);
+        return;
+    }
+    METRICS.watch_events.inc_by(events as u64);
+    METRICS.watch_frame.observe(seconds);
+    METRICS
+        .watch_frame_per_event
+        .observe(seconds / events as f64);
+}
+
+/// The reason of a refused watch: what Go prints of the status.
+fn refusal(error: EtcdError) -> String {
+    let told = match error {
+        EtcdError::InvalidAuthToken | EtcdError::AuthOldRevision | EtcdError::UserEmpty => error,
+        _ => EtcdError::PermissionDenied,
+    };
+    format!("rpc error: code = {:?} desc = {told}", told.code())
 }
 
 /// A status as trailers.

@@ -1,7 +1,7 @@
 //! The side that is called.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -166,7 +166,7 @@ impl ServerTls {
         let facts = Facts::read(&chain[0]).unwrap_or_default();
         let mut problem = None;
         if let (true, Some(address)) = (self.checks_addresses, remote.address) {
-            problem = addresses::check(&chain[0], address).await.err();
+            problem = addresses::check(&chain[0], address.ip()).await.err();
         }
         if let (None, Some(revocations)) = (&problem, &self.revocations) {
             problem = revocations.check(chain).err();
@@ -218,21 +218,21 @@ impl ServerTls {
 /// Who connected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Remote {
-    address: Option<IpAddr>,
+    address: Option<SocketAddr>,
     text: String,
 }
 
 impl Remote {
     /// The other end of a TCP connection.
     #[must_use]
-    pub fn tcp(address: io::Result<std::net::SocketAddr>) -> Self {
+    pub fn tcp(address: io::Result<SocketAddr>) -> Self {
         match address {
             Ok(address) => {
                 // On a socket for both families IPv4 looks like IPv6.
-                let ip = address.ip().to_canonical();
+                let address = SocketAddr::new(address.ip().to_canonical(), address.port());
                 Self {
-                    address: Some(ip),
-                    text: std::net::SocketAddr::new(ip, address.port()).to_string(),
+                    address: Some(address),
+                    text: address.to_string(),
                 }
             }
             Err(_) => Self {
@@ -240,6 +240,12 @@ impl Remote {
                 text: String::new(),
             },
         }
+    }
+
+    /// The address; a Unix socket has none.
+    #[must_use]
+    pub const fn socket_address(&self) -> Option<SocketAddr> {
+        self.address
     }
 
     /// The other end of a Unix socket, which has no name.

@@ -232,6 +232,28 @@ pub const MEMBERS: &[(&str, &str)] = &[
     ("a learner", "add http://127.0.0.1:1 learner; members; add http://127.0.0.1:1 learner; add http://127.0.0.1:2 learner; add http://127.0.0.1:1; status"),
 ];
 
+/// Alarms, defragmentation, Downgrade.
+pub const MAINTENANCE: &[(&str, &str)] = &[
+    ("alarms that are raised and lowered", "alarm get; alarm raise nospace self; alarm get; alarm get nospace; alarm get corrupt; alarm raise nospace self; alarm raise corrupt 7; alarm get; status; alarm disarm corrupt; alarm disarm corrupt 7; alarm disarm nospace self; alarm disarm nospace self; alarm get; status"),
+    ("alarms of no type", "alarm raise none self; alarm get; alarm disarm none self; alarm raise; alarm disarm; alarm get none self"),
+    ("an alarm of an unknown type", "alarm raise 7 self; alarm get 7; put a 1; alarm disarm 7 self; alarm get"),
+    ("a full store refuses what grows it", "put a 1; grant 7 100; put l 1 lease=7; alarm raise nospace self; put b 1; put a '' ignore_value; put '' 1; grant 8 100; txn then(put b 1); txn else(put b 1); txn if(ver a = 1) then(get a) else(put b 1); txn then(txn then(put b 1)); get *; txn then(get a); txn then(del a); txn then(txn then(del a; get *)); del a prev; ttl 7 keys; keepalive 7; revoke 7; compact @; hashkv 0; defragment; status; alarm disarm nospace self; put b 1; get *"),
+    ("another member's lack of space counts", "alarm raise nospace 7; put a 1; alarm disarm nospace 7; put a 1"),
+    ("a corrupt cluster refuses every change", "put a 1; grant 7 100; alarm raise corrupt self; put b 1; del a; txn then(put b 1); txn then(del a); txn then(get a); txn then(txn then(get a)); get *; get * serializable; compact @; grant 8 100; revoke 7; ttl 7; hashkv 0; status; alarm disarm corrupt self; put b 1; del a; revoke 7"),
+    ("corrupt is said before full", "alarm raise corrupt self; alarm raise nospace self; put a 1; del a; status; alarm disarm corrupt self; put a 1; del a; alarm disarm nospace self"),
+    ("defragment", "put a v~1000; put a 2; defragment; get a; defragment; get a rev=@1; compact @2; defragment; get a"),
+    ("downgrade targets", "downgrade validate 3.6; downgrade validate 3.6.0; downgrade validate 3.6.9; downgrade validate 3.5.0; downgrade validate 3.7.0; downgrade validate 3.8.0; downgrade validate 4.0.0; downgrade validate; downgrade validate nonsense; downgrade validate 3; downgrade validate v3.6.0; downgrade validate 3.6.0.0; downgrade validate 3.6.0-alpha; downgrade enable 3.5.0; downgrade enable nonsense; downgrade cancel; status"),
+    ("a downgrade that is called off", "downgrade enable 3.6; downgrade enable 3.6; downgrade validate 3.6; downgrade cancel; downgrade cancel; status"),
+];
+
+/// With `--quota-backend-bytes=200000`: below and above the limit by a lot, as the stores count their
+/// size differently.
+pub const QUOTA: &[(&str, &str)] = &[
+    ("a put that never fits", "put a v~199000; put a v~200000; alarm get; put b 1; get *; status; alarm disarm nospace self; put b 1; status"),
+    ("a transaction that never fits", "txn then(put a v~100000; put b v~100000); alarm get; alarm disarm nospace self; txn then(get a) else(put a v~100000; put b v~100000); alarm disarm nospace self; txn then(txn then(put a v~200000)); alarm disarm nospace self; txn then(put a 1) else(put b 1); get *"),
+    ("the quota is judged before the request", "put '' v~200000; alarm disarm nospace self; put a v~200000 lease=99; alarm disarm nospace self; put a v~200000 ignore_value; alarm get; alarm disarm nospace self"),
+];
+
 /// Requests that no proper client sends.
 pub const BAD_INPUT: &[(&str, &str)] = &[
     ("malformed messages", "raw /etcdserverpb.KV/Range ff; raw /etcdserverpb.KV/Put 0aff; raw /etcdserverpb.KV/Txn ffffffffffffffffffffff; raw /etcdserverpb.KV/DeleteRange 0a; raw /etcdserverpb.Lease/LeaseGrant 08; raw /etcdserverpb.KV/Compact 08ffffffffffffffffffffff"),

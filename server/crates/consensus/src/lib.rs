@@ -25,6 +25,7 @@ mod consensus;
 mod counters;
 mod entry_log;
 mod error;
+mod force;
 mod leadership;
 mod log_adapter;
 mod node;
@@ -39,12 +40,13 @@ mod tests;
 mod transport;
 
 pub use consensus::{Consensus, ConsensusStatus, PeerProgress, ReadIndex};
-pub use counters::{CounterValues, PeerCounterValues};
+pub use counters::{CounterValues, PeerCounterValues, TransferValues};
 pub use entry_log::EntryLog;
 pub use error::{
     ChangeError, InitializeError, MembershipChange, PeerError, ProposeError, ReadIndexError,
     StartError, TransferError,
 };
+pub use force::force_single_member;
 pub use options::{ConsensusOptions, SNAPSHOT_CATCHUP_ENTRIES_DEFAULT, SNAPSHOT_ENTRIES_DEFAULT};
 pub use peers::{PeerAddress, PeerDirectory, PeerHandler};
 pub use transport::{

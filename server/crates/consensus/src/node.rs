@@ -303,7 +303,10 @@ impl Caretaker {
         loop {
             let ended = tokio::select! {
                 changed = changes.changed() => changed.is_err(),
-                _ = interval.tick() => false,
+                due = interval.tick() => {
+                    self.count_late_heartbeat(due);
+                    false
+                }
             };
             self.leadership.tick();
             self.be_alone(self.leadership.role().sole_voter);
@@ -323,6 +326,17 @@ impl Caretaker {
             }
             self.trigger_snapshot().await;
             self.ping_when_silent();
+        }
+    }
+
+    /// What holds this task up holds up heartbeats as well: they share a thread.
+    fn count_late_heartbeat(&self, due: Instant) {
+        let role = self.leadership.role();
+        let late = due.elapsed() > self.options.heartbeat_interval;
+        if late && role.leads && !role.sole_voter {
+            self.counters
+                .late_heartbeats
+                .fetch_add(1, Ordering::Relaxed);
         }
     }
 

@@ -44,6 +44,19 @@ pub(crate) struct RoundContext {
     pub(crate) timeout: Duration,
 }
 
+impl RoundContext {
+    fn count(&self, outcome: Result<ReadIndex, ReadIndexError>) {
+        let counter = match outcome {
+            Ok(_) | Err(ReadIndexError::Stopped) => return,
+            Err(ReadIndexError::TimedOut) => &self.counters.read_index_timeouts,
+            Err(ReadIndexError::NoLeader | ReadIndexError::LeaderChanged) => {
+                &self.counters.read_index_failures
+            }
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 impl ReadIndexRounds {
     /// Starts the rounds on the current runtime; they end when the last clone is dropped.
     pub(crate) fn start(context: RoundContext) -> Self {
@@ -74,6 +87,7 @@ async fn run(context: RoundContext, mut receiver: mpsc::UnboundedReceiver<Waiter
             continue;
         }
         let outcome = round(&context).await;
+        context.count(outcome);
         let _batch = Batch::begin();
         for waiter in waiters.drain(..) {
             waiter.send(outcome);

@@ -21,7 +21,7 @@ struct Totals {
 }
 
 impl Observer for Totals {
-    fn written(&self, bytes: u64, _records: u64) {
+    fn written(&self, bytes: u64, _records: u64, _duration: Duration) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 

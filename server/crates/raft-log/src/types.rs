@@ -98,9 +98,10 @@ pub struct LogIdentity {
 ///
 /// Called on the writer thread between two writes, so they must be short.
 pub trait Observer: Send + Sync {
-    /// One group was written: `bytes` with framing, `records` of all kinds.
-    fn written(&self, bytes: u64, records: u64) {
-        let _ = (bytes, records);
+    /// One group was written within `duration`: `bytes` with framing, `records` of all kinds
+    /// (etcd: `etcd_disk_wal_write_duration_seconds`, `etcd_disk_wal_write_bytes_total`).
+    fn written(&self, bytes: u64, records: u64, duration: Duration) {
+        let _ = (bytes, records, duration);
     }
 
     /// One `fdatasync` of log data succeeded after `duration`

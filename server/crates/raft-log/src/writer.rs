@@ -377,6 +377,7 @@ impl Writer {
     /// Writes the buffer, syncs it when someone waits for that, and completes.
     fn flush(&mut self) -> Result<(), LogError> {
         if !self.buffer.is_empty() {
+            let started = Instant::now();
             self.segment
                 .file
                 .write_at(&self.buffer, self.offset)
@@ -384,7 +385,7 @@ impl Writer {
             self.dirty = true;
             self.offset += self.buffer.len() as u64;
             if let Some(observer) = &self.shared.options.observer {
-                observer.written(self.buffer.len() as u64, self.records);
+                observer.written(self.buffer.len() as u64, self.records, started.elapsed());
             }
             self.records = 0;
             self.buffer.clear();

@@ -440,7 +440,7 @@ struct Counts {
 }
 
 impl Observer for Counts {
-    fn written(&self, _bytes: u64, records: u64) {
+    fn written(&self, _bytes: u64, records: u64, _duration: Duration) {
         self.records.fetch_add(records as usize, Ordering::Relaxed);
     }
 

@@ -3,6 +3,8 @@
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use metastore_revision_model::{
@@ -14,7 +16,7 @@ use metastore_store::engine::{
 };
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
-    Cache, ColumnFamily, CompactOptions, DB, DBPinnableSlice, FlushOptions, ReadOptions,
+    Cache, ColumnFamily, CompactOptions, DB, DBPinnableSlice, FlushOptions, LiveFile, ReadOptions,
     WriteOptions, properties,
 };
 
@@ -29,6 +31,11 @@ use crate::options::{DEFAULT, LATEST, REVISIONS, RocksDbOptions, write_options};
 /// state, which the trait allows. After the first segment the scan is a big one and its blocks no
 /// longer push out those that others read.
 const SCAN_SEGMENT_ROWS: usize = 10_000;
+
+/// Bytes of files that one step of a defragmentation rewrites: some hundred milliseconds of work.
+const SLICE_BYTES: usize = 16 << 20;
+/// The longest pause between two steps of a defragmentation.
+const SLICE_PAUSE_MAX: Duration = Duration::from_secs(2);
 
 /// What a record costs in a batch beside its pair, in both tables: keys, tags, lengths, numbers.
 const RECORD_OVERHEAD_BYTES: usize = 160;
@@ -51,6 +58,9 @@ pub struct RocksDbEngine {
     cache: Cache,
     write_options: WriteOptions,
     inline_bytes: usize,
+    /// Bytes of the batches since the last flush that was asked for: memtables grow by whole blocks
+    /// of memory, so that for a small store they tell nothing about its size.
+    written_bytes: AtomicU64,
 }
 
 /// Bytes of memory that the engine occupies.
@@ -83,6 +93,7 @@ impl RocksDbEngine {
             cache: translated.cache,
             write_options: write_options(),
             inline_bytes: options.inline_bytes,
+            written_bytes: AtomicU64::new(0),
         })
     }
 
@@ -123,11 +134,14 @@ impl RocksDbEngine {
             .expect("a database is opened with all column families")
     }
 
-    fn families(&self) -> impl Iterator<Item = &ColumnFamily> {
+    fn family_names() -> impl Iterator<Item = &'static str> {
         [DEFAULT, LATEST, REVISIONS]
             .into_iter()
             .chain(Table::ALL.map(Table::name))
-            .map(|name| self.family(name))
+    }
+
+    fn families(&self) -> impl Iterator<Item = &ColumnFamily> {
+        Self::family_names().map(|name| self.family(name))
     }
 
     fn failed(&self, action: &str) -> impl Fn(rocksdb::Error) -> EngineError {
@@ -416,18 +430,25 @@ impl Engine for RocksDbEngine {
         if batch.is_empty() {
             return Ok(());
         }
+        let batch = self.translate(batch);
+        let bytes = batch.size_in_bytes() as u64;
         self.db
-            .write_opt(self.translate(batch), &self.write_options)
-            .map_err(self.failed("writing"))
+            .write_opt(batch, &self.write_options)
+            .map_err(self.failed("writing"))?;
+        self.written_bytes.fetch_add(bytes, Ordering::Relaxed);
+        Ok(())
     }
 
     fn flush(&self) -> Result<(), EngineError> {
         let mut wait = FlushOptions::default();
         wait.set_wait(true);
         let families: Vec<_> = self.families().collect();
+        let written = self.written_bytes.load(Ordering::Relaxed);
         self.db
             .flush_cfs_opt(&families, &wait)
-            .map_err(self.failed("flushing"))
+            .map_err(self.failed("flushing"))?;
+        self.written_bytes.fetch_sub(written, Ordering::Relaxed);
+        Ok(())
     }
 
     fn with_view(&self, read: &mut ViewVisitor<'_>) -> Result<(), EngineError> {
@@ -450,9 +471,22 @@ impl Engine for RocksDbEngine {
         let mut options = CompactOptions::default();
         // Automatic compactions go on beside it; writes must not wait for an operator's wish.
         options.set_exclusive_manual_compaction(false);
-        for family in self.families() {
-            self.db
-                .compact_range_cf_opt(family, None::<&[u8]>, None::<&[u8]>, &options);
+        let files = self
+            .db
+            .live_files()
+            .map_err(self.failed("listing the files of the database"))?;
+        for name in Self::family_names() {
+            let family = self.family(name);
+            let mut from: Option<Vec<u8>> = None;
+            let cuts = slice_ends(&files, name).into_iter().map(Some);
+            for to in cuts.chain([None]) {
+                let started = Instant::now();
+                self.db
+                    .compact_range_cf_opt(family, from.as_deref(), to.as_deref(), &options);
+                // As much rest as work: half of one processor is the most that this takes.
+                std::thread::sleep(started.elapsed().min(SLICE_PAUSE_MAX));
+                from = to;
+            }
         }
         // RocksDB's C interface returns nothing from a compaction; its errors end up here.
         match self.background_error() {
@@ -464,8 +498,9 @@ impl Engine for RocksDbEngine {
     fn size(&self) -> Result<EngineSize, EngineError> {
         let files = self.sum(properties::TOTAL_SST_FILES_SIZE)?;
         let memtables = self.sum(properties::CUR_SIZE_ALL_MEM_TABLES)?;
+        let written = self.written_bytes.load(Ordering::Relaxed);
         Ok(EngineSize {
-            physical_bytes: files + memtables,
+            physical_bytes: files + memtables.min(written),
         })
     }
 
@@ -530,6 +565,26 @@ impl std::fmt::Debug for RocksDbEngine {
             .field("inline_bytes", &self.inline_bytes)
             .finish_non_exhaustive()
     }
+}
+
+/// Keys at which a defragmentation cuts a column family into slices of about [`SLICE_BYTES`].
+fn slice_ends(files: &[LiveFile], family: &str) -> Vec<Vec<u8>> {
+    let mut own: Vec<(&Vec<u8>, usize)> = files
+        .iter()
+        .filter(|file| file.column_family_name == family)
+        .filter_map(|file| Some((file.end_key.as_ref()?, file.size)))
+        .collect();
+    own.sort_unstable();
+    let mut ends = Vec::new();
+    let mut bytes = 0;
+    for (end, size) in own {
+        bytes += size;
+        if bytes >= SLICE_BYTES && ends.last() != Some(end) {
+            ends.push(end.clone());
+            bytes = 0;
+        }
+    }
+    ends
 }
 
 fn decode_latest(stored: &[u8], parts: RowParts) -> Result<LatestRow, RecordError> {

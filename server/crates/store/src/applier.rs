@@ -20,10 +20,11 @@ use metastore_proto::internal::{Command, LeaseRevokeCommand};
 use metastore_revision_model::{KeyRange, LatestRow, Revision, RevisionRecord};
 
 use crate::compaction::record_bytes;
+use crate::counters::Tally;
 use crate::encoding::{self, Fields};
 use crate::engine::{Direction, EngineError, RowParts, SharedEngine, Table};
 use crate::key_counts::{BLOCK_KEYS, BlockChanges, KeyCounts, SPLIT_KEYS};
-use crate::lease_rows::{self, LeaseRecord};
+use crate::lease_rows::{self, LEASE_BYTES, LeaseRecord};
 use crate::metadata_cache::{Metadata, MetadataCache};
 use crate::overlay::{ChangedKey, Overlay};
 use crate::range;
@@ -52,6 +53,7 @@ pub struct Applier {
     /// Keys that prefetching did not find, so that a creation need not look again.
     absent: HashSet<Bytes>,
     want_previous: bool,
+    pub(crate) tally: Tally,
 }
 
 /// The changes of the command that is being executed: one main revision, if there are any.
@@ -100,6 +102,7 @@ impl Applier {
             cache: MetadataCache::new(options.metadata_cache_bytes),
             absent: HashSet::new(),
             want_previous: false,
+            tally: Tally::default(),
         }
     }
 
@@ -183,6 +186,16 @@ impl Applier {
     /// When the command is not the store's.
     pub fn execute(&mut self, command: &Command, term: u64) -> Result<CommandResult, EngineError> {
         self.want_previous = self.shared.want_previous.load(Ordering::Relaxed);
+        let result = self.execute_request(command, term);
+        self.tally.finish_command();
+        result
+    }
+
+    fn execute_request(
+        &mut self,
+        command: &Command,
+        term: u64,
+    ) -> Result<CommandResult, EngineError> {
         match &command.request {
             Some(Request::Put(put)) => self.execute_put(put),
             Some(Request::DeleteRange(delete)) => self.execute_delete_range(delete),
@@ -193,14 +206,7 @@ impl Applier {
             Some(Request::LeaseCheckpoint(checkpoint)) => {
                 Ok(self.execute_lease_checkpoint(checkpoint))
             }
-            Some(
-                Request::Alarm(_)
-                | Request::MemberPublish(_)
-                | Request::MemberUpdate(_)
-                | Request::ClusterVersionSet(_)
-                | Request::Bootstrap(_),
-            )
-            | None => panic!("this command is not the store's: the server executes it itself"),
+            _ => panic!("this command is not the store's: the server executes it itself"),
         }
     }
 
@@ -272,6 +278,7 @@ impl Applier {
     /// [`EngineError`] when the engine fails: the member must stop.
     pub fn commit(&mut self) -> Result<Committed, EngineError> {
         self.absent.clear();
+        self.tally.publish(&self.shared.counters);
         let changes = {
             let counts = self.shared.counts.read();
             counts.changes(self.overlay.keys.iter().filter_map(|(key, changed)| {
@@ -285,7 +292,8 @@ impl Applier {
         }
         let collected = self.collected_tombstones()?;
         let compacted = self.state.compact_revision != self.shared.compact_revision();
-        if self.state.revision != self.overlay.committed_revision || compacted {
+        let resized = self.state.bytes_added != self.shared.bytes_added.load(Ordering::Relaxed);
+        if self.state.revision != self.overlay.committed_revision || compacted || resized {
             let state = self.state.encode();
             self.overlay.set_row(Table::Meta, STATE_ROW, Some(state));
         }
@@ -437,6 +445,9 @@ impl Applier {
         if put.lease != 0 && !self.leases.contains_key(&put.lease) {
             return Ok(Err(EtcdError::LeaseNotFound));
         }
+        if put.ignore_value || put.ignore_lease || put.prev_kv {
+            self.tally.ranges += 1;
+        }
         if (put.ignore_value || put.ignore_lease) && self.live_metadata(&put.key)?.is_none() {
             return Ok(Err(EtcdError::KeyNotFound));
         }
@@ -465,6 +476,8 @@ impl Applier {
             true => old_value,
             false => &put.value[..],
         };
+        self.tally.puts += 1;
+        self.tally.put_bytes += (put.key.len() + value.len()) as u64;
         let lease = match put.ignore_lease {
             true => live.map_or(0, |live| live.lease),
             false => put.lease,
@@ -529,6 +542,8 @@ impl Applier {
         write: &mut Write,
         delete: &DeleteRangeRequest,
     ) -> Result<DeleteRangeResponse, EngineError> {
+        self.tally.deletes += 1;
+        self.tally.ranges += u64::from(delete.prev_kv);
         let range = KeyRange::new(delete.key.clone(), delete.range_end.clone());
         let keys = self.live_keys(&range)?;
         let mut previous_pairs = Vec::new();
@@ -808,6 +823,7 @@ impl Applier {
         if self.leases.contains_key(&grant.id) {
             return Err(EtcdError::LeaseExist);
         }
+        self.state.bytes_added += LEASE_BYTES;
         self.set_lease(LeaseRecord {
             id: grant.id,
             granted_ttl: grant.ttl,
@@ -852,9 +868,11 @@ impl Applier {
                 false => None,
             };
             self.delete(&mut write, &key, live, pair.as_ref())?;
+            self.tally.deletes += 1;
         }
         let row = LeaseRecord::row_key(revoke.id);
         self.overlay.set_row(Table::Lease, row, None);
+        self.state.bytes_added -= LEASE_BYTES;
         self.lease_changes
             .push(LeaseChange::Revoked { id: revoke.id });
         let revision = self.finish(write);

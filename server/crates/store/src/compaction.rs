@@ -107,6 +107,7 @@ pub(crate) fn collect_step(shared: &Shared, batch_revisions: usize) -> Result<bo
         finished: if last { window.to } else { finished },
         bytes_removed,
     };
+    let records = read.dead.len();
     if last || !read.dead.is_empty() {
         shared.engine.write(WriteBatch {
             delete_revisions: read.dead,
@@ -114,6 +115,7 @@ pub(crate) fn collect_step(shared: &Shared, batch_revisions: usize) -> Result<bo
             ..WriteBatch::default()
         })?;
         shared.bytes_removed.store(bytes_removed, Ordering::Relaxed);
+        shared.counters.count_collected(records);
     }
     shared.candidates.push(read.candidates);
     match read.next {

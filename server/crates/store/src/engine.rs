@@ -231,7 +231,8 @@ pub trait Engine: Send + Sync + 'static {
     /// the new directory `into`. Writers go on meanwhile.
     fn checkpoint(&self, into: &Path) -> Result<(), EngineError>;
 
-    /// Reclaims the space of removed rows, online. Returns when done.
+    /// Reclaims the space of removed rows, online and in steps with pauses, so that reads and writes
+    /// go on undisturbed. Returns when done. Nothing to do for an engine that keeps no removed rows.
     fn compact_files(&self) -> Result<(), EngineError>;
 
     /// How large the database is.

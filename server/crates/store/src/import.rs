@@ -15,7 +15,7 @@ use crate::encoding;
 use crate::engine::{Direction, EngineError, RowParts, SharedEngine, Table, WriteBatch};
 use crate::export::StoreNumbers;
 use crate::key_counts::{BLOCK_KEYS, KeyCounts};
-use crate::lease_rows::{self, LeaseRecord};
+use crate::lease_rows::{self, LEASE_BYTES, LeaseRecord};
 use crate::shared::{COLLECTED_ROW, CollectedState, STATE_ROW, StoreState};
 
 /// Records that are looked up and written together.
@@ -55,6 +55,7 @@ impl Importer {
     /// Adds a lease. All leases come before the first record.
     pub fn lease(&mut self, lease: LeaseRecord) {
         self.leases.insert(lease.id);
+        self.bytes_added += LEASE_BYTES;
         let row = LeaseRecord::row_key(lease.id);
         self.rows.push((Table::Lease, row, Some(lease.encode())));
     }

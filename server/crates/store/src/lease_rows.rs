@@ -7,6 +7,10 @@ use prost::encoding::{decode_varint, encode_varint};
 /// First byte of every row of `lease`. A later layout takes another number.
 const FORMAT: u8 = 1;
 
+/// What a lease adds to the logical size; etcd's estimate. Without it leases could fill a store whose
+/// quota looks at keys only.
+pub(crate) const LEASE_BYTES: i64 = 64;
+
 /// The replicated part of a lease. When it expires is known to the leader alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeaseRecord {

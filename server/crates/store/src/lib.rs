@@ -15,6 +15,7 @@
 
 mod applier;
 mod compaction;
+mod counters;
 mod encoding;
 pub mod engine;
 pub mod export;
@@ -37,6 +38,7 @@ pub mod validate;
 mod view;
 
 pub use applier::Applier;
+pub use counters::{StoreCounterValues, StoreCounters};
 pub use engine::{Engine, EngineError, SharedEngine, Table};
 pub use import::Importer;
 pub use lease_rows::LeaseRecord;

@@ -17,6 +17,7 @@ use metastore_revision_model::{KeyRange, Revision, RevisionRecord};
 
 use crate::applier::{branch, header};
 use crate::compaction;
+use crate::counters::StoreCounterValues;
 use crate::encoding::{self, Fields};
 use crate::engine::{EngineError, SharedEngine, Table};
 use crate::hash;
@@ -106,10 +107,12 @@ pub struct HashKv {
 /// How large the store is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StoreSize {
-    /// Bytes of the records that are kept, with a fixed overhead for each: what quotas look at.
-    /// Equal on members that have collected equally much; compaction makes it smaller at once.
+    /// Bytes of the records that are kept, with a fixed overhead for each, and of the leases: what
+    /// quotas look at. Equal on members that have collected equally much; compaction alone makes it
+    /// smaller.
     pub logical_bytes: u64,
-    /// Bytes that the engine occupies.
+    /// Bytes that the engine occupies; never shown as less than the logical bytes, which compression
+    /// would do. Defragmentation makes it smaller.
     pub physical_bytes: u64,
 }
 
@@ -135,6 +138,20 @@ impl Reader {
             .load(Ordering::Acquire)
     }
 
+    /// Live keys at the published revision.
+    ///
+    /// # Errors
+    /// [`EngineError`] when the engine fails.
+    pub fn key_count(&self) -> Result<i64, EngineError> {
+        self.count_at(&KeyRange::all(), self.revision())
+            .map_err(ScanError::into_engine_error)
+    }
+
+    /// What this member has executed since its start.
+    pub fn counters(&self) -> StoreCounterValues {
+        self.shared.counters.values()
+    }
+
     /// The engine under this store.
     pub fn engine(&self) -> SharedEngine {
         self.shared.engine.clone()
@@ -146,6 +163,7 @@ impl Reader {
     /// [`EtcdError::FutureRev`] and [`EtcdError::Compacted`] for a revision that cannot be read;
     /// an engine error means that the member must stop.
     pub fn range(&self, request: &RangeRequest) -> Result<RangeResponse, ReadError> {
+        self.shared.counters.count_ranges(1);
         self.read_at(request.revision, |current, revision| {
             self.range_at(request, current, revision)
         })
@@ -186,6 +204,7 @@ impl Reader {
             let mut state = StateAt {
                 view: &*self.shared,
                 revision: current,
+                reads: 0,
             };
             let mut path = txn::Path::new();
             txn::choose_path(&mut state, request, &mut path)?;
@@ -200,6 +219,9 @@ impl Reader {
             for range in ranges() {
                 txn::check_range(range, current, self.compact_revision())?;
             }
+            self.shared
+                .counters
+                .count_ranges(state.reads + ranges().count() as u64);
             let mut responses = Vec::with_capacity(ops.len());
             for range in ranges() {
                 let response = self.range_in_txn(range, current)?;
@@ -396,12 +418,18 @@ impl Reader {
     /// # Errors
     /// [`EngineError`] when the engine fails.
     pub fn size(&self) -> Result<StoreSize, EngineError> {
+        let logical_bytes = self.logical_bytes();
+        Ok(StoreSize {
+            logical_bytes,
+            physical_bytes: self.shared.engine.size()?.physical_bytes.max(logical_bytes),
+        })
+    }
+
+    /// [`StoreSize::logical_bytes`] alone, which costs two loads.
+    pub fn logical_bytes(&self) -> u64 {
         let added = self.shared.bytes_added.load(Ordering::Relaxed);
         let removed = self.shared.bytes_removed.load(Ordering::Relaxed);
-        Ok(StoreSize {
-            logical_bytes: u64::try_from(added - removed).unwrap_or(0),
-            physical_bytes: self.shared.engine.size()?.physical_bytes,
-        })
+        u64::try_from(added - removed).unwrap_or(0)
     }
 
     /// Deletes what the scheduled compaction made dead: one step of at most `batch_revisions`

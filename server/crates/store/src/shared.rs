@@ -12,6 +12,7 @@ use prost::encoding::{decode_varint, encode_varint};
 
 use crate::applier::Applier;
 use crate::compaction::{Candidates, Garbage};
+use crate::counters::StoreCounters;
 use crate::engine::{Direction, EngineError, RowParts, SharedEngine, Table};
 use crate::key_counts::{BLOCK_KEYS, KeyCounts};
 use crate::lease_rows::LeaseRecord;
@@ -37,12 +38,15 @@ pub struct StoreOptions {
     /// Memory of the apply thread's cache of key metadata in bytes. Default 32 MiB, about 200 000
     /// keys. 0 turns it off.
     pub metadata_cache_bytes: usize,
+    /// Where operations are counted. Default: counters of its own.
+    pub counters: Arc<StoreCounters>,
 }
 
 impl Default for StoreOptions {
     fn default() -> Self {
         Self {
             metadata_cache_bytes: 32 << 20,
+            counters: Arc::default(),
         }
     }
 }
@@ -54,7 +58,7 @@ pub(crate) struct StoreState {
     pub revision: i64,
     /// The revision below which nothing can be read: the scheduled compaction.
     pub compact_revision: i64,
-    /// Bytes of all records that were ever written.
+    /// Bytes of all records that were ever written, and of the leases that exist.
     pub bytes_added: i64,
 }
 
@@ -80,6 +84,7 @@ pub(crate) struct Shared {
     pub bytes_removed: AtomicI64,
     pub garbage: Mutex<Garbage>,
     pub candidates: Candidates,
+    pub counters: Arc<StoreCounters>,
 }
 
 impl Shared {
@@ -120,6 +125,7 @@ pub fn open(engine: SharedEngine, options: StoreOptions) -> Result<(Applier, Rea
         bytes_removed: AtomicI64::new(collected.bytes_removed),
         garbage: Mutex::new(Garbage::default()),
         candidates: Candidates::default(),
+        counters: options.counters.clone(),
     });
     let applier = Applier::new(shared.clone(), state, leases, &options);
     Ok((applier, Reader::new(shared)))

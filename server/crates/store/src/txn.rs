@@ -26,6 +26,9 @@ pub(crate) type Path = Vec<bool>;
 
 /// The state that compares look at.
 pub(crate) trait CompareState {
+    /// A compare reads now: for the metrics.
+    fn count_read(&mut self);
+
     /// One key.
     fn point(&mut self, key: &[u8], want: Want) -> Result<Option<LiveKey>, ScanError>;
 
@@ -79,7 +82,10 @@ impl Applier {
     pub(crate) fn execute_txn(&mut self, txn: &TxnRequest) -> Result<CommandResult, EngineError> {
         let mut path = Path::new();
         choose_path(self, txn, &mut path).map_err(ScanError::into_engine_error)?;
-        if let Err(error) = self.check_txn(txn, &mut path.iter())? {
+        let checked = self.check_txn(txn, &mut path.iter())?;
+        // Compares and checks are a reading transaction of their own, as in etcd.
+        self.tally.finish_command();
+        if let Err(error) = checked {
             return Ok(Err(error));
         }
         let mut write = self.begin();
@@ -121,9 +127,12 @@ impl Applier {
         for op in ops {
             let response = match &op.request {
                 Some(Request::RequestRange(range)) => {
+                    self.tally.ranges += 1;
                     Some(Response::ResponseRange(self.range(write, range)?))
                 }
                 Some(Request::RequestPut(put)) => {
+                    let reads = put.ignore_value || put.ignore_lease || put.prev_kv;
+                    self.tally.ranges += u64::from(reads);
                     Some(Response::ResponsePut(self.put(write, put)?))
                 }
                 Some(Request::RequestDeleteRange(delete)) => Some(Response::ResponseDeleteRange(
@@ -146,6 +155,10 @@ impl Applier {
 }
 
 impl CompareState for Applier {
+    fn count_read(&mut self) {
+        self.tally.ranges += 1;
+    }
+
     fn point(&mut self, key: &[u8], want: Want) -> Result<Option<LiveKey>, ScanError> {
         let Some(live) = self.live_metadata(key)? else {
             return Ok(None);
@@ -178,9 +191,15 @@ impl CompareState for Applier {
 pub(crate) struct StateAt<'a, V: View> {
     pub view: &'a V,
     pub revision: i64,
+    /// Compares that have read.
+    pub reads: u64,
 }
 
 impl<V: View> CompareState for StateAt<'_, V> {
+    fn count_read(&mut self) {
+        self.reads += 1;
+    }
+
     fn point(&mut self, key: &[u8], want: Want) -> Result<Option<LiveKey>, ScanError> {
         crate::view::get_live(self.view, key, self.revision, want)
     }
@@ -204,6 +223,7 @@ pub(crate) fn next_branch(path: &mut std::slice::Iter<'_, bool>) -> bool {
 }
 
 fn holds(state: &mut impl CompareState, compare: &Compare) -> Result<bool, ScanError> {
+    state.count_read();
     let compares_value = compare.target == CompareTarget::Value as i32;
     let want = match compares_value {
         true => Want::Pair,

@@ -727,6 +727,13 @@ impl Core {
             .map(|stream| stream.queue.bytes())
             .sum()
     }
+
+    pub(crate) fn queued_events(&self) -> usize {
+        self.streams
+            .values()
+            .map(|stream| stream.queue.event_count())
+            .sum()
+    }
 }
 
 impl StreamState {

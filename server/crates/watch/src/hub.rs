@@ -73,6 +73,9 @@ pub struct HubStatistics {
     pub responses_sent: u64,
     /// Bytes that wait for clients.
     pub queued_bytes: usize,
+    /// Events that wait for clients, without what connections have taken already
+    /// (`etcd_debugging_mvcc_pending_events_total`).
+    pub queued_events: usize,
     /// Bytes between the apply thread and the hub.
     pub inbox_bytes: usize,
     /// Bytes of recent events.
@@ -216,7 +219,7 @@ impl Hub {
         Stream::new(Arc::clone(&self.shared), id, queue)
     }
 
-    /// Current numbers. Visits every stream.
+    /// Current numbers. Visits every stream and what is queued for it.
     pub fn statistics(&self) -> HubStatistics {
         let core = self.shared.core.lock();
         HubStatistics {
@@ -225,6 +228,7 @@ impl Hub {
             slow_watchers: core.watchers.len() - core.synced_count(),
             responses_sent: core.events_sent,
             queued_bytes: core.queued_bytes(),
+            queued_events: core.queued_events(),
             inbox_bytes: self.shared.inbox.bytes(),
             recent_bytes: core.ring.bytes(),
         }

@@ -56,6 +56,17 @@ impl WatchOutput {
         !self.events.is_empty()
     }
 
+    /// How many events it carries. Visits each of them.
+    pub fn event_count(&self) -> usize {
+        let mut rest = &self.events[..];
+        let mut count = 0;
+        while !rest.is_empty() {
+            rest = &rest[entry_len(rest)..];
+            count += 1;
+        }
+        count
+    }
+
     /// Whether it is a progress notification.
     pub fn is_progress(&self) -> bool {
         !self.has_events() && !self.created && !self.canceled

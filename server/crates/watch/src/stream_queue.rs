@@ -125,6 +125,16 @@ impl StreamQueue {
             && self.paused.swap(false, Ordering::SeqCst)
     }
 
+    /// Events that the connection has not taken.
+    pub(crate) fn event_count(&self) -> usize {
+        let state = self.state.lock();
+        state
+            .outputs
+            .iter()
+            .map(|queued| queued.output.event_count())
+            .sum()
+    }
+
     fn low_mark(&self) -> usize {
         self.limit / 2
     }

@@ -139,7 +139,7 @@ impl PeerServer {
             peer::Channel::Append => {
                 serve_appends(connection, self.raft.clone(), self.contact.clone()).await;
             }
-            peer::Channel::Snapshot => self.snapshots.serve(connection).await,
+            peer::Channel::Snapshot => self.snapshots.serve(sender, connection).await,
             peer::Channel::Control => serve_calls(connection, self.control_handler(sender)).await,
             peer::Channel::Application => {
                 serve_calls(connection, self.application_handler(sender)).await;

@@ -57,6 +57,7 @@ pub(crate) async fn send(
     vote: RaftVote,
     snapshot: SnapshotOf<TypeConfig, SnapshotFiles>,
 ) -> Result<SnapshotResponse<TypeConfig>, SendError> {
+    let sending = link.counters.snapshots_sent.start();
     let connection = link
         .dialer
         .dial(link.member, peer::Channel::Snapshot)
@@ -72,6 +73,7 @@ pub(crate) async fn send(
             );
         })
         .map_err(unreachable)?;
+    sending.succeed();
     link.dialer
         .counters
         .snapshots_sent
@@ -196,14 +198,19 @@ impl Drop for Incoming {
 
 impl SnapshotService {
     /// Receives one snapshot and installs it.
-    pub(crate) async fn serve(&self, mut connection: Connection) {
+    pub(crate) async fn serve(&self, sender: u64, mut connection: Connection) {
+        let counters = self.counters.peer(sender);
+        let receiving = counters.snapshots_received.start();
         let Ok(_receiving) = self.receiving.try_lock() else {
             let busy = peer::snapshot_answer::Result::Failed("receiving another snapshot".into());
             let _ = answer(&mut connection, busy).await;
             return;
         };
         let result = match self.receive(&mut connection).await {
-            Ok(vote) => peer::snapshot_answer::Result::Vote(vote_to_message(&vote)),
+            Ok(vote) => {
+                receiving.succeed();
+                peer::snapshot_answer::Result::Vote(vote_to_message(&vote))
+            }
             Err(error) => {
                 tracing::warn!(%error, "cannot receive a snapshot");
                 peer::snapshot_answer::Result::Failed(error.to_string())

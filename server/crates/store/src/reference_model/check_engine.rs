@@ -39,6 +39,7 @@ pub fn check_engine(engine: SharedEngine, seed: u64, shape: Shape, steps: usize)
     // A cache that is sometimes too small, sometimes off.
     let options = StoreOptions {
         metadata_cache_bytes: [0, 3000, 32 << 20][random.below(3) as usize],
+        ..StoreOptions::default()
     };
     let (applier, reader) = open(engine.clone(), options.clone()).expect("the engine is empty");
     let mut run = Run {
@@ -314,7 +315,8 @@ impl Run {
             self.model.compact_revision()
         );
         let mut kept = Vec::new();
-        let mut logical_bytes = 0;
+        let leases = self.reader.leases().expect("the engine works").len() as u64;
+        let mut logical_bytes = leases * crate::lease_rows::LEASE_BYTES as u64;
         let to = Revision::new(i64::MAX, 0);
         let engine = self.reader.engine();
         engine
