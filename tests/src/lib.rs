@@ -11,7 +11,8 @@
 //!   [`script_generator`] makes random ones.
 //! * [`history`]: what clients saw, and whether a linearizable store could have shown it.
 //! * [`load`]: clients that write and read while something breaks, and record a history.
-//! * [`http`], [`exposition`]: what curl and Prometheus see.
+//! * [`http`], [`exposition`]: what curl and Prometheus see; [`raw_http`]: every byte of it, also while
+//!   it comes.
 //! * [`eventually`]: the only way to wait.
 
 pub mod certificates;
@@ -24,6 +25,7 @@ pub mod load;
 pub mod member;
 pub mod patience;
 pub mod programs;
+pub mod raw_http;
 pub mod script;
 pub mod script_generator;
 pub mod script_runner;

@@ -287,8 +287,7 @@ pub static OPTIONS: &[OptionSpec] = &{
         O::new(G::Member, "socket-reuse-address", K::Boolean, "false", "Set SO_REUSEADDR on listeners.")
             .in_file("socket-options.reuse-address")
             .ignored("listeners always set SO_REUSEADDR"),
-        O::new(G::Member, "enable-grpc-gateway", K::Boolean, "true", "Serve the JSON gateway under /v3/.")
-            .ignored("there is no JSON gateway yet: /v3/ answers 404 either way"),
+        O::new(G::Member, "enable-grpc-gateway", K::Boolean, "true", "Serve the JSON gateway under /v3/."),
         O::new(G::Member, "raft-read-timeout", K::Duration, "5s", "Read timeout of connections between members.")
             .ignored("every call between members has a deadline of its own"),
         O::new(G::Member, "raft-write-timeout", K::Duration, "5s", "Write timeout of connections between members.")
@@ -365,10 +364,10 @@ pub static OPTIONS: &[OptionSpec] = &{
         O::new(G::Security, "cipher-suites", K::List, "", "TLS cipher suites."),
         O::new(G::Security, "tls-min-version", K::Text, "TLS1.2", "Oldest TLS version: TLS1.2 or TLS1.3."),
         O::new(G::Security, "tls-max-version", K::Text, "", "Newest TLS version: TLS1.2 or TLS1.3.").empty("the newest"),
-        O::new(G::Security, "cors", K::UrlsOrStar, "*", "Origins from which browsers may use the JSON gateway.")
-            .empty("every origin").ignored("it matters only with the JSON gateway, which does not exist yet"),
+        O::new(G::Security, "cors", K::UrlsOrStar, "*", "Origins from which browsers may use HTTP.")
+            .empty("every origin"),
         O::new(G::Security, "host-whitelist", K::Set, "*", "Host names that HTTP requests without TLS may name.")
-            .empty("every host").unsupported("the host whitelist"),
+            .empty("every host"),
         // Auth
         O::new(G::Auth, "auth-token", K::Text, "simple", "Kind of token: 'simple', or 'jwt,sign-method=…,pub-key=…,priv-key=…,ttl=…'."),
         O::new(G::Auth, "bcrypt-cost", K::Unsigned, "10", "Cost of password hashes, 4 to 31; each step doubles their time."),
@@ -413,6 +412,7 @@ pub static OPTIONS: &[OptionSpec] = &{
         O::new(G::Features, "snapshot-catchup-entries", K::Unsigned, "5000", "Log entries to keep behind a snapshot for slow followers.").unit("entries"),
         // MetaStore
         O::new(G::MetaStore, "engine", K::Choice(&["rocksdb", "memory"]), "rocksdb", "Where the data lives: on disk in RocksDB, or in memory with the log and a snapshot file on disk."),
+        O::new(G::MetaStore, "enable-http-api", K::Boolean, "true", "Serve the plain HTTP API under /kv/."),
         O::new(G::MetaStore, "client-threads", K::Unsigned, "0", "Threads that serve clients.").unit("threads").empty("0 = as many as there are processors"),
         // Unsafe
         O::new(G::Unsafe, "force-new-cluster", K::Boolean, "false", "Start a cluster of one from the data of a member whose cluster lost its majority. Unsafe while another member may still run."),

@@ -70,6 +70,14 @@ pub struct Config {
     pub peer_tls: TlsSettings,
     /// `--self-signed-cert-validity`, in years.
     pub self_signed_cert_validity_years: u64,
+    /// `--enable-grpc-gateway`.
+    pub enable_grpc_gateway: bool,
+    /// `--enable-http-api`.
+    pub enable_http_api: bool,
+    /// `--cors`: origins, or `*`; empty means every origin.
+    pub cors: Vec<String>,
+    /// `--host-whitelist`: host names, or `*`; empty means every host.
+    pub host_whitelist: Vec<String>,
 
     /// `--initial-advertise-peer-urls`, sorted.
     pub initial_advertise_peer_urls: Vec<ListenUrl>,
@@ -240,6 +248,10 @@ impl Config {
             client_tls: TlsSettings::of_clients(&settings),
             peer_tls: TlsSettings::of_peers(&settings),
             self_signed_cert_validity_years: settings.unsigned("self-signed-cert-validity"),
+            enable_grpc_gateway: settings.boolean("enable-grpc-gateway"),
+            enable_http_api: settings.boolean("enable-http-api"),
+            cors: settings.list("cors"),
+            host_whitelist: settings.list("host-whitelist"),
             initial_advertise_peer_urls: advertise_peer_urls,
             advertise_client_urls,
             initial_cluster_text: initial_cluster,

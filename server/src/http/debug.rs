@@ -6,7 +6,7 @@ use std::time::Duration;
 use http::{Method, Request, StatusCode, header};
 use serde_json::json;
 
-use super::{Answer, method_not_allowed, not_found, text};
+use super::answer::{Answer, method_not_allowed, not_found, text};
 use crate::node::Node;
 use crate::observe::metrics::process;
 use crate::observe::profile;
@@ -25,7 +25,7 @@ pub(super) async fn answer<B>(node: &Arc<Node>, request: &Request<B>) -> Answer 
     if path == VARIABLES_PATH {
         return match *request.method() {
             Method::GET => variables(node),
-            _ => method_not_allowed(),
+            _ => method_not_allowed("GET"),
         };
     }
     match path.strip_prefix(PROFILES_PATH) {

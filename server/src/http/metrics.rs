@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::StatusCode;
 
-use super::{Answer, text};
+use super::answer::{Answer, text};
 use crate::node::Node;
 use crate::observe::metrics;
 

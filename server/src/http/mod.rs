@@ -1,4 +1,17 @@
-//! Plain HTTP on the client and peer ports: `/version`, `/health`, and `/members` among peers.
+//! Plain HTTP on the client, metrics and peer ports.
+//!
+//! * [`access`]: which hosts and origins may ask.
+//! * [`gateway`]: etcd's API as JSON under `/v3/`.
+//! * [`health`]: `/health`, `/livez`, `/readyz`.
+//! * [`rest`]: the plain HTTP API under `/kv/` and `/leases/`.
+//!
+//! `/version` and, among peers, `/members` are here.
+
+mod access;
+mod answer;
+mod gateway;
+mod health;
+mod rest;
 
 mod debug;
 mod metrics;
@@ -11,8 +24,13 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use serde::{Deserialize, Serialize};
 
-use crate::error::RequestError;
+use self::access::AccessRules;
+use self::answer::{Answer, method_not_allowed, not_found, text};
+use self::gateway::Gateway;
+use self::rest::RestApi;
 use crate::node::Node;
+use crate::rpc::services::GrpcServices;
+use crate::rpc::unary::ResponseBody;
 use crate::version;
 
 /// Header that names the cluster on peer answers.
@@ -43,86 +61,116 @@ pub struct HttpMember {
     pub client_urls: Vec<String>,
 }
 
+/// Which paths a port answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HttpRoutes {
+    /// A client port: everything.
+    Client,
+    /// A port of `--listen-metrics-urls`: health and metrics.
+    Metrics,
+}
+
 /// Answers plain HTTP for a member.
 #[derive(Clone)]
 pub struct HttpService {
     node: Arc<Node>,
-}
-
-type Answer = Response<Full<Bytes>>;
-
-fn text(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
-    let mut response = Response::new(Full::new(body.into()));
-    *response.status_mut() = status;
-    response.headers_mut().insert(
-        header::CONTENT_TYPE,
-        header::HeaderValue::from_static(content_type),
-    );
-    response
-}
-
-fn not_found() -> Answer {
-    text(
-        StatusCode::NOT_FOUND,
-        "text/plain; charset=utf-8",
-        "404 page not found\n",
-    )
-}
-
-fn method_not_allowed() -> Answer {
-    let mut response = text(
-        StatusCode::METHOD_NOT_ALLOWED,
-        "text/plain; charset=utf-8",
-        "Method Not Allowed\n",
-    );
-    response
-        .headers_mut()
-        .insert(header::ALLOW, header::HeaderValue::from_static("GET"));
-    response
-}
-
-fn query_flag(request: &Request<Incoming>, name: &str, wanted: &str) -> bool {
-    request.uri().query().is_some_and(|query| {
-        url::form_urlencoded::parse(query.as_bytes())
-            .any(|(key, value)| key == name && value == wanted)
-    })
+    access: Arc<AccessRules>,
+    gateway: Option<Gateway>,
+    rest: Option<RestApi>,
 }
 
 impl HttpService {
-    /// The service of `node`.
+    /// The service of `node` on its peer and metrics ports.
     pub fn new(node: Arc<Node>) -> Self {
-        Self { node }
-    }
-
-    /// Answers a request on the client port.
-    pub async fn call(&self, request: Request<Incoming>) -> Answer {
-        let path = request.uri().path().to_owned();
-        match path.as_str() {
-            "/version" | "/health" if request.method() != Method::GET => method_not_allowed(),
-            "/version" => self.version(),
-            "/health" => self.health(&request).await,
-            "/metrics" => metrics::answer(Arc::clone(&self.node)).await,
-            path if path.starts_with("/debug/") => debug::answer(&self.node, &request).await,
-            _ => not_found(),
+        Self {
+            access: Arc::new(AccessRules::new(&node.config)),
+            node,
+            gateway: None,
+            rest: None,
         }
     }
 
-    /// Answers a request on a port of `--listen-metrics-urls`: health and metrics, nothing else.
-    pub async fn call_metrics(&self, request: Request<Incoming>) -> Answer {
+    /// The service of `node` on its client ports, in front of `services`.
+    pub fn for_clients(node: Arc<Node>, services: &GrpcServices) -> Self {
+        let config = &node.config;
+        Self {
+            gateway: config
+                .enable_grpc_gateway
+                .then(|| Gateway::new(Arc::clone(&node), services.clone())),
+            rest: config
+                .enable_http_api
+                .then(|| RestApi::new(Arc::clone(&node), services.clone())),
+            ..Self::new(Arc::clone(&node))
+        }
+    }
+
+    /// Answers a request on a client or metrics port; `secure`: it came over TLS.
+    pub async fn call(
+        &self,
+        mut request: Request<Incoming>,
+        routes: HttpRoutes,
+        secure: bool,
+    ) -> Response<ResponseBody> {
+        if routes == HttpRoutes::Metrics {
+            return self.metrics_port(&request).await.map(ResponseBody::Plain);
+        }
+        access::rename_beta_path(&mut request);
+        if let Some(refusal) = self.access.refusal(&request, secure) {
+            return refusal.map(ResponseBody::Plain);
+        }
+        let origin = request.headers().get(header::ORIGIN).cloned();
+        let mut response = if request.method() == Method::OPTIONS {
+            let mut preflight = Response::new(ResponseBody::Plain(Full::default()));
+            if self.rest.is_some() && rest::owns(request.uri().path()) {
+                rest::allow_headers(preflight.headers_mut());
+            }
+            preflight
+        } else {
+            self.client_port(request).await
+        };
+        self.access.allow_origin(origin, response.headers_mut());
+        response
+    }
+
+    async fn client_port(&self, request: Request<Incoming>) -> Response<ResponseBody> {
         let path = request.uri().path();
-        let first = path.split('/').nth(1).unwrap_or_default();
-        if matches!(first, "health" | "livez" | "readyz" | "metrics") {
-            return self.call(request).await;
+        if path.starts_with(gateway::PREFIX)
+            && let Some(gateway) = &self.gateway
+        {
+            return gateway.call_or_upgrade(request).await;
         }
-        not_found()
+        if rest::owns(path)
+            && let Some(rest) = &self.rest
+        {
+            return rest.call(request).await;
+        }
+        let answer = match path {
+            "/version" if request.method() != Method::GET => method_not_allowed("GET"),
+            "/version" => self.version(),
+            path if path.starts_with("/debug/") => debug::answer(&self.node, &request).await,
+            _ => self.metrics_port(&request).await,
+        };
+        answer.map(ResponseBody::Plain)
+    }
+
+    /// What metrics ports answer too.
+    async fn metrics_port(&self, request: &Request<Incoming>) -> Answer {
+        if request.uri().path() == "/metrics" {
+            return metrics::answer(Arc::clone(&self.node)).await;
+        }
+        match health::answer(&self.node, request).await {
+            Some(answer) => answer,
+            None => not_found(),
+        }
     }
 
     /// Answers a request on the peer port.
     pub fn call_peer(&self, request: &Request<Incoming>) -> Answer {
         let mut answer = match request.uri().path() {
+            "/version" if request.method() != Method::GET => method_not_allowed("GET"),
             "/version" => self.version(),
             "/members" if request.method() == Method::GET => self.members(),
-            "/members" => method_not_allowed(),
+            "/members" => method_not_allowed("GET"),
             _ => not_found(),
         };
         let headers = answer.headers_mut();
@@ -169,46 +217,8 @@ impl HttpService {
             })
             .collect();
         match serde_json::to_string(&members) {
-            Ok(body) => text(StatusCode::OK, "application/json", body + "\n"),
-            Err(error) => text(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "text/plain; charset=utf-8",
-                error.to_string(),
-            ),
+            Ok(body) => text(StatusCode::OK, "application/json", Bytes::from(body + "\n")),
+            Err(error) => answer::error(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
         }
-    }
-
-    async fn health(&self, request: &Request<Incoming>) -> Answer {
-        let serializable = query_flag(request, "serializable", "true");
-        let alarm = self
-            .node
-            .application
-            .alarms
-            .list(0)
-            .into_iter()
-            .find(|alarm| {
-                let name = alarm.alarm().as_str_name();
-                !query_flag(request, "exclude", name)
-            });
-        let reason = if let Some(alarm) = alarm {
-            tracing::warn!(
-                alarm = crate::alarms::text(&alarm),
-                "serving /health false due to an alarm"
-            );
-            Some(format!("ALARM {}", alarm.alarm().as_str_name()))
-        } else if !serializable && self.node.leader().is_none() {
-            Some("RAFT NO LEADER".to_owned())
-        } else if serializable {
-            None
-        } else {
-            let read: Result<(), RequestError> = self.node.linearize().await;
-            read.err().map(|error| format!("RANGE ERROR:{error}"))
-        };
-        let (status, health, reason) = match reason {
-            None => (StatusCode::OK, "true", String::new()),
-            Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, "false", reason),
-        };
-        let body = serde_json::json!({ "health": health, "reason": reason }).to_string();
-        text(status, "application/json", body)
     }
 }

@@ -6,7 +6,6 @@ use std::time::Instant;
 
 use futures::{Stream, StreamExt};
 use http::{Request, Response};
-use hyper::body::Incoming;
 use metastore_auth::Identity;
 use metastore_proto::codec::SmallBufferCodec;
 use metastore_proto::error_text::EtcdError;
@@ -23,6 +22,7 @@ use prost::Message;
 use tonic::Status;
 use tonic::server::{Grpc, ServerStreamingService};
 
+use super::services::RequestBody;
 use super::unary::{self, CallOptions, ResponseBody};
 use super::{OnLearner, check_call, check_stream, credentials};
 use crate::auth::Credentials;
@@ -402,9 +402,9 @@ fn is_serializable(request: &TxnRequest) -> bool {
 
 impl KeyValueService {
     /// Answers a call of the KV service.
-    pub async fn call(
+    pub async fn call<B: RequestBody>(
         &self,
-        request: Request<Incoming>,
+        request: Request<B>,
         method: Method,
         options: CallOptions,
     ) -> Response<ResponseBody> {

@@ -3,10 +3,15 @@
 
 pub mod auth;
 pub mod cluster;
+pub mod concurrency;
+pub mod election;
 pub mod health;
+pub mod in_process;
 pub mod key_value;
 pub mod lease;
+pub mod lock;
 pub mod maintenance;
+pub mod services;
 pub mod snapshot;
 pub mod unary;
 pub mod watch;

@@ -14,11 +14,11 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use prost::Message;
 use prost::encoding::{DecodeContext, WireType, decode_key, skip_field};
 use tonic::{Code, Status};
 
+use super::services::RequestBody;
 use crate::observe::metrics::grpc::{AnswerBody, Call, Method};
 use crate::slow_requests::{self, Loggable, RequestStats};
 
@@ -40,6 +40,8 @@ pub enum ResponseBody {
     Counted(AnswerBody),
     /// Plain HTTP.
     Plain(http_body_util::Full<Bytes>),
+    /// Plain HTTP that comes piece by piece.
+    Pieces(http_body_util::combinators::UnsyncBoxBody<Bytes, Status>),
 }
 
 /// One gRPC message and its trailers.
@@ -74,6 +76,7 @@ impl HttpBody for ResponseBody {
             Self::Plain(body) => Pin::new(body)
                 .poll_frame(context)
                 .map_err(|never| match never {}),
+            Self::Pieces(body) => Pin::new(body).poll_frame(context),
         }
     }
 
@@ -84,6 +87,7 @@ impl HttpBody for ResponseBody {
             Self::Tonic(body) => body.is_end_stream(),
             Self::Counted(body) => body.is_end_stream(),
             Self::Plain(body) => body.is_end_stream(),
+            Self::Pieces(body) => body.is_end_stream(),
         }
     }
 
@@ -93,6 +97,7 @@ impl HttpBody for ResponseBody {
             Self::Tonic(body) => body.size_hint(),
             Self::Counted(body) => body.size_hint(),
             Self::Plain(body) => body.size_hint(),
+            Self::Pieces(body) => body.size_hint(),
         }
     }
 }
@@ -116,7 +121,7 @@ fn success(message: Bytes) -> Response<ResponseBody> {
 }
 
 /// Reads the message of a unary call.
-async fn read_message(mut body: Incoming, bytes_max: usize) -> Result<Bytes, Status> {
+async fn read_message(mut body: impl RequestBody, bytes_max: usize) -> Result<Bytes, Status> {
     let mut received = BytesMut::new();
     let mut expected = None;
     while let Some(frame) = body.frame().await {
@@ -210,13 +215,14 @@ pub struct CallOptions {
 }
 
 /// Serves one call: reads and decodes the request, runs the handler, frames its answer.
-pub async fn serve<Q, A, F>(
+pub async fn serve<B, Q, A, F>(
     method: &'static Method,
-    request: Request<Incoming>,
+    request: Request<B>,
     options: CallOptions,
     handler: impl FnOnce(Parts, Q) -> F,
 ) -> Response<ResponseBody>
 where
+    B: RequestBody,
     Q: Message + Default + Loggable<A>,
     A: Message,
     F: Future<Output = Result<A, Status>>,

@@ -10,7 +10,6 @@ use bytes::{BufMut, Bytes, BytesMut};
 use futures::{FutureExt, StreamExt, future::BoxFuture};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
 use http_body::{Body as HttpBody, Frame};
-use hyper::body::Incoming;
 use metastore_proto::codec::SmallBufferCodec;
 use metastore_proto::error_text::EtcdError;
 use metastore_proto::etcdserverpb::{
@@ -21,6 +20,7 @@ use prost::Message;
 use tonic::codec::Codec;
 use tonic::{Code, Status, Streaming};
 
+use super::services::RequestBody;
 use super::unary::{self, ResponseBody};
 use super::{OnLearner, check_stream, leader_lost};
 use crate::auth::Credentials;
@@ -46,7 +46,7 @@ impl WatchService {
     }
 
     /// Answers a call of the Watch service; `known`: of its only method.
-    pub fn call(&self, request: Request<Incoming>, known: bool) -> Response<ResponseBody> {
+    pub fn call<B: RequestBody>(&self, request: Request<B>, known: bool) -> Response<ResponseBody> {
         if !known {
             return unary::failure(Status::unimplemented(
                 "unknown method for service etcdserverpb.Watch",

@@ -124,8 +124,8 @@ pub struct LogOptions {
     /// gets a larger segment of its own.
     pub segment_bytes: u64,
     /// Memory for entries that are already in the files, in payload bytes plus a fixed cost for each
-    /// entry. Default 32 MiB. 0: keep only what still waits to be written. Older entries are read
-    /// from the files.
+    /// entry. Default 8 MiB: enough for the entries that are not applied yet and for followers that
+    /// keep up. 0: keep only what still waits to be written. Older entries are read from the files.
     pub cache_bytes: usize,
     /// Bytes that may wait for the disk. Default 512 MiB.
     ///
@@ -149,7 +149,7 @@ impl Default for LogOptions {
     fn default() -> Self {
         Self {
             segment_bytes: 64 * 1024 * 1024,
-            cache_bytes: 32 * 1024 * 1024,
+            cache_bytes: 8 * 1024 * 1024,
             queue_bytes_max: 512 * 1024 * 1024,
             unsafe_no_sync: false,
             observer: None,

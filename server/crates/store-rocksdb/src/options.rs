@@ -16,7 +16,7 @@ pub(crate) const DEFAULT: &str = "default";
 /// Less than this and RocksDB would flush for every few batches.
 const MEMORY_BYTES_MIN: usize = 4 * MEBIBYTE;
 /// What the memtables may take of the memory; the block cache has the rest, and what they leave.
-const MEMTABLE_SHARE_PERCENT: usize = 50;
+const MEMTABLE_SHARE_PERCENT: usize = 60;
 /// Both large tables fill at about the same speed, and while one generation of memtables is being
 /// flushed the next one grows: a quarter of the memtables' share each.
 const MEMTABLES_AT_ONCE: usize = 2;
@@ -25,6 +25,8 @@ const MEMTABLES_AT_ONCE: usize = 2;
 const OPEN_FILES_MAX: i32 = 512;
 /// Filters answer "no such key" without a read for all but 1 % of the keys that do not exist.
 const FILTER_BITS_PER_KEY: f64 = 10.0;
+/// Part of a memtable of `latest` that is its filter: some 10 bits for each row with a small value.
+const MEMTABLE_FILTER_RATIO: f64 = 0.01;
 /// The last level of a tree with the default number of levels.
 const LAST_LEVEL: i32 = 6;
 /// Data blocks of `latest`: a random get decompresses one of them and keeps it for one row.
@@ -55,11 +57,11 @@ const MEBIBYTE: usize = 1024 * KIBIBYTE;
 /// What an operator may decide about the engine.
 #[derive(Clone, Debug)]
 pub struct RocksDbOptions {
-    /// Bytes of memory for memtables and cached blocks together; two fifths of it may be memtables.
-    /// Less than 4 MiB counts as 4 MiB. Default 128 MiB. It bounds what RocksDB counts, not the
-    /// process: `engine_cost` with a million keys of 256 bytes was at 73 MiB resident after loading
-    /// and reached 182 MiB under random reads and overwrites, with compactions and what the
-    /// allocator holds back. More makes reads of a large database faster, not writes; the filter of
+    /// Bytes of memory for memtables and cached blocks together; three fifths of it may be memtables.
+    /// Less than 4 MiB counts as 4 MiB. Default 96 MiB. It bounds what RocksDB counts, not the
+    /// process: with 128 MiB, `engine_cost` with a million keys of 256 bytes was at 73 MiB resident
+    /// after loading and reached 182 MiB under random reads and overwrites, with compactions and what
+    /// the allocator holds back. More makes reads of a large database faster, not writes; the filter of
     /// the newest rows wants about 1.25 bytes for each key.
     pub memory_bytes: usize,
     /// A key value of at most this many bytes is kept with the newest row of its key as well as in
@@ -77,7 +79,7 @@ pub struct RocksDbOptions {
 impl Default for RocksDbOptions {
     fn default() -> Self {
         Self {
-            memory_bytes: 128 * MEBIBYTE,
+            memory_bytes: 96 * MEBIBYTE,
             inline_bytes: KIBIBYTE,
             background_jobs: cores(),
             background_bytes_per_second: 256 * MEBIBYTE as u64,
@@ -161,6 +163,10 @@ impl Translated {
         blocks.set_hybrid_ribbon_filter(FILTER_BITS_PER_KEY, LAST_LEVEL);
         blocks.set_data_block_index_type(DataBlockIndexType::BinaryAndHash);
         let mut options = self.table(&blocks);
+        // A key that is new, or was not written lately, is looked for in the tables at once: a filter
+        // is one cache line, a search in a memtable a dozen of them.
+        options.set_memtable_prefix_bloom_ratio(MEMTABLE_FILTER_RATIO);
+        options.set_memtable_whole_key_filtering(true);
         options.set_max_bytes_for_level_base(128 * MEBIBYTE as u64);
         // Hot keys die in level 0 already; merging it half as often halves the rewriting.
         options.set_level_zero_file_num_compaction_trigger(8);

@@ -1,0 +1,63 @@
+//! What is built on top of the key-value API: the Lock and Election services, the JSON gateway, the
+//! health endpoints and the plain HTTP API.
+//!
+//! The same requests go to a real etcd 3.7.3 and to MetaStore, and the answers must be equal; where
+//! etcd has nothing to compare with, the answers are checked by themselves.
+//! `METASTORE_TEST_SUBJECT=etcd` compares etcd with etcd.
+
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use std::time::Duration;
+
+use metastore_tests::programs::subject;
+use metastore_tests::{Member, MemberBuilder, Program, deadline};
+
+#[path = "gateway/concurrency.rs"]
+mod concurrency;
+#[path = "gateway/health.rs"]
+mod health;
+#[path = "gateway/json.rs"]
+mod json;
+#[path = "gateway/rest.rs"]
+mod rest;
+#[path = "gateway/websocket.rs"]
+mod websocket;
+
+/// A test that takes longer hangs.
+const TEST_LIMIT: Duration = Duration::from_secs(120);
+
+/// Runs a test with a deadline. What it holds is dropped while the failure unwinds, so that members
+/// show their logs.
+async fn within(test: impl Future<Output = ()>) {
+    let mut test = std::pin::pin!(test);
+    if tokio::time::timeout(deadline(TEST_LIMIT), &mut test)
+        .await
+        .is_err()
+    {
+        panic!("the test takes longer than {TEST_LIMIT:?}");
+    }
+}
+
+/// The oracle and the store under test, with the same flags.
+async fn both(flags: &[&str]) -> [Member; 2] {
+    let mut members = [Program::Etcd, subject()].map(|program| {
+        flags
+            .iter()
+            .fold(MemberBuilder::new(program), |builder, flag| {
+                builder.flag(*flag)
+            })
+            .spawn()
+    });
+    for member in &mut members {
+        member.ready().await;
+    }
+    members
+}
+
+/// Fails with both transcripts where they differ.
+fn assert_equal_transcripts(etcd: &[String], ours: &[String]) {
+    for (position, (theirs, mine)) in etcd.iter().zip(ours).enumerate() {
+        assert_eq!(mine, theirs, "line {position} (left: ours, right: etcd)");
+    }
+    assert_eq!(ours.len(), etcd.len(), "lines of the transcripts");
+}
