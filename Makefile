@@ -49,3 +49,15 @@ soak: ## the tests that start processes, again and again: ROUNDS=20
 .PHONY: bench
 bench: ## measure MetaStore and etcd in turn; takes about an hour
 	@$(ENVIRONMENT); tests/bench/run.sh $(ARGUMENTS)
+
+.PHONY: operator
+operator: ## run the operator on this machine, against the current kubeconfig
+	@$(ENVIRONMENT); cargo run --release --package metastore-operator -- --log-format text --listen 127.0.0.1:8080 $(ARGUMENTS)
+
+.PHONY: kubernetes-tools
+kubernetes-tools: ## build kube-apiserver and its controllers once, for the tests of the operator
+	@tests/kubernetes/install.sh
+
+.PHONY: e2e-kubernetes
+e2e-kubernetes: kubernetes-tools ## the operator on a real Kubernetes API server: SERVER=etcd or metastore
+	@$(ENVIRONMENT); $(PREPARE_TESTS); METASTORE_KUBERNETES_SERVER=$${SERVER:-etcd} cargo test --package metastore-operator --test kubernetes -- --nocapture

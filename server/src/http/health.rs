@@ -10,6 +10,7 @@ use metastore_proto::etcdserverpb::{AlarmType, RangeRequest};
 use super::answer::{self, Answer, PLAIN_TEXT, method_not_allowed, text};
 use crate::error::RequestError;
 use crate::node::Node;
+use crate::observe::metrics::METRICS;
 
 /// One thing that `/livez` or `/readyz` looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,12 +119,30 @@ fn one_check(path: &str) -> Option<&'static [Check]> {
     Some(&all[position..=position])
 }
 
+/// Counts one check of `/livez` or `/readyz`, as etcd's `recordMetrics`.
+fn count_check(kind: &str, name: &str, success: bool) {
+    METRICS
+        .health_check
+        .with_label_values(&[kind, name])
+        .set(i64::from(success));
+    let status = if success { "success" } else { "error" };
+    METRICS
+        .health_checks
+        .with_label_values(&[kind, name, status])
+        .inc();
+}
+
 async fn run_checks<B>(
     node: &Arc<Node>,
     request: &Request<B>,
     checks: &[Check],
     excluded: &BTreeSet<String>,
 ) -> Answer {
+    let kind = if request.uri().path().starts_with("/livez") {
+        "livez"
+    } else {
+        "readyz"
+    };
     let mut report = String::new();
     let mut failed = false;
     for check in checks {
@@ -131,8 +150,10 @@ async fn run_checks<B>(
         if excluded.contains(name) {
             continue;
         }
+        let result = check.run(node).await;
+        count_check(kind, name, result.is_ok());
         // Writing to a string cannot fail.
-        let _ = match check.run(node).await {
+        let _ = match result {
             Ok(()) => writeln!(report, "[+]{name} ok"),
             Err(reason) => {
                 failed = true;
@@ -172,6 +193,10 @@ async fn health<B>(node: &Arc<Node>, request: &Request<B>) -> Answer {
         let read = read(node, serializable).await;
         read.err().map(|error| format!("RANGE ERROR:{error}"))
     };
+    match &reason {
+        None => METRICS.health_successes.inc(),
+        Some(_) => METRICS.health_failures.inc(),
+    }
     match reason {
         None => text(
             StatusCode::OK,

@@ -28,11 +28,15 @@ use self::access::AccessRules;
 use self::answer::{Answer, method_not_allowed, not_found, text};
 use self::gateway::Gateway;
 use self::rest::RestApi;
+use crate::listen::peer_certificate::PeerCertificate;
 use crate::node::Node;
 use crate::rpc::services::GrpcServices;
 use crate::rpc::unary::ResponseBody;
 use crate::version;
 
+/// Etcd's words to a client of the gateway whose certificate names a user.
+const CERTIFICATE_IGNORED: &str = "CommonName of client sending a request against gateway will be \
+    ignored and not used as expected";
 /// Header that names the cluster on peer answers.
 pub const CLUSTER_ID_HEADER: &str = "x-etcd-cluster-id";
 /// Header that names the version on peer answers.
@@ -118,6 +122,10 @@ impl HttpService {
         if let Some(refusal) = self.access.refusal(&request, secure) {
             return refusal.map(ResponseBody::Plain);
         }
+        if self.would_ignore_certificate(&request) {
+            return answer::error(StatusCode::BAD_REQUEST, CERTIFICATE_IGNORED)
+                .map(ResponseBody::Plain);
+        }
         let origin = request.headers().get(header::ORIGIN).cloned();
         let mut response = if request.method() == Method::OPTIONS {
             let mut preflight = Response::new(ResponseBody::Plain(Full::default()));
@@ -130,6 +138,19 @@ impl HttpService {
         };
         self.access.allow_origin(origin, response.headers_mut());
         response
+    }
+
+    /// Whether a request to the gateway comes with a certificate that names a user. The gateway calls
+    /// without it, so the client would not be whom it believes to be.
+    fn would_ignore_certificate(&self, request: &Request<Incoming>) -> bool {
+        request.uri().path().starts_with(gateway::PREFIX)
+            && self.gateway.is_some()
+            && self.node.auth().is_enabled()
+            && request
+                .extensions()
+                .get::<PeerCertificate>()
+                .and_then(|certificate| certificate.common_name.as_deref())
+                .is_some_and(|name| !name.is_empty())
     }
 
     async fn client_port(&self, request: Request<Incoming>) -> Response<ResponseBody> {

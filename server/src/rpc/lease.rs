@@ -47,8 +47,8 @@ impl LeaseService {
         mut request: LeaseGrantRequest,
         credentials: &Credentials,
     ) -> Result<LeaseGrantResponse, RequestError> {
-        self.node.check_identified(credentials).await?;
         self.node.check_quota(LEASE_COST).await?;
+        self.node.check_identified(credentials).await?;
         while request.id == 0 {
             request.id = rand::rng().random::<i64>() & i64::MAX;
         }

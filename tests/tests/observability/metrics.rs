@@ -38,7 +38,6 @@ const ONLY_ETCD: &[(&str, &str)] = &[
         "etcd_mvcc_db_open_read_transactions",
         "reads hold no transaction open",
     ),
-    ("etcd_debugging_auth_revision", "not shown yet"),
 ];
 
 fn scrape(member: &Member) -> BTreeMap<String, Family> {

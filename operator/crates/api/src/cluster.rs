@@ -118,7 +118,7 @@ pub struct ClusterSpec {
     pub scheduling: SchedulingSpec,
     /// A fragment of a PodTemplateSpec (`metadata`, `spec`) that is merged over the template of members.
     /// A fragment that does not fit sets the condition Accepted to False and changes nothing. Mutable.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "opaque_object")]
     pub pod_overlay: Option<serde_json::Value>,
     /// Configuration of the server. Mutable; members restart one by one.
@@ -361,7 +361,7 @@ pub struct SchedulingSpec {
     #[schemars(length(max = 32))]
     pub tolerations: Vec<Toleration>,
     /// Affinity of the Pods, in the words of Kubernetes.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "opaque_object")]
     pub affinity: Option<Affinity>,
 }
@@ -505,7 +505,7 @@ pub enum LogLevel {
 }
 
 /// Encryption.
-#[derive(KubeSchema, Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[derive(KubeSchema, Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[x_kube(crates(kube_core = "::kube_core"))]
 #[x_kube(validation = Rule::new("(self.client.mode == 'Disabled' && self.peer.mode == 'Disabled') || has(self.issuer)").message("issuer must be set when TLS is on").field_path(".issuer"))]
 #[x_kube(validation = Rule::new("self.peer.mode == oldSelf.peer.mode").message("peer.mode is immutable: members of both kinds could not speak to each other").field_path(".peer.mode"))]
@@ -534,6 +534,18 @@ fn default_renew_before() -> DurationText {
 
 fn default_certificate_duration() -> DurationText {
     "2160h".into()
+}
+
+impl Default for TlsSpec {
+    fn default() -> Self {
+        Self {
+            client: ClientTls::default(),
+            peer: PeerTls::default(),
+            issuer: None,
+            renew_before: default_renew_before(),
+            duration: default_certificate_duration(),
+        }
+    }
 }
 
 /// TLS for clients.

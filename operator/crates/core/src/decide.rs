@@ -25,6 +25,8 @@ use crate::status::status;
 const IDLE_INTERVAL: Duration = Duration::from_secs(30);
 /// Until the next look when something is under way.
 const BUSY_INTERVAL: Duration = Duration::from_secs(2);
+/// Until the next look after an action: its effect is seen then, and the next step can follow.
+const ACTED_INTERVAL: Duration = Duration::from_millis(300);
 /// A member that has this many entries still to apply may not be relied upon while another restarts.
 const LAG_ENTRIES_MAX: u64 = 10_000;
 /// A member is not defragmented more often because of its free space: it might not help.
@@ -105,7 +107,7 @@ pub fn decide(spec: &ClusterSpec, seen: &Observation, now: Timestamp) -> Decisio
         .unwrap_or_else(|| Step::new(Action::Wait(IDLE_INTERVAL), "nothing is to be done"));
     let requeue_after = match &step.action {
         Action::Wait(interval) => *interval,
-        _ => BUSY_INTERVAL,
+        _ => ACTED_INTERVAL,
     };
     Decision {
         status: status(&context, &step),

@@ -516,6 +516,10 @@ const LOG_ENGINE_AND_SNAPSHOTS: &[Metric] = &[
 /// Keys and compaction.
 const KEYS_AND_COMPACTION: &[Metric] = &[
     gauge(
+        "etcd_debugging_auth_revision",
+        "The current revision of auth store.",
+    ),
+    gauge(
         "etcd_debugging_mvcc_compact_revision",
         "The revision of the last compaction in store.",
     ),
@@ -698,6 +702,10 @@ const LEASES_USERS_AND_ALARMS: &[Metric] = &[
         "etcd_debugging_lease_ttl_total",
         exponential(1.0, 24),
         "Bucketed histogram of lease TTLs.",
+    ),
+    gauge(
+        "etcd_debugging_auth_revision",
+        "The current revision of auth store.",
     ),
     gauge(
         "etcd_debugging_server_alarms",

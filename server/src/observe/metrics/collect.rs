@@ -20,6 +20,8 @@ pub(super) fn collect(node: &Node, families: &mut Families) -> Result<(), Engine
     consensus(&node.consensus.counters(), families);
     store(node, families)?;
     watches(node, families);
+    let auth_revision = node.application.auth.revision() as f64;
+    families.add("etcd_debugging_auth_revision", auth_revision);
     let alarms = node.application.alarms.list(AlarmType::None as i32);
     families.add_all(
         "etcd_debugging_server_alarms",
@@ -102,6 +104,10 @@ fn leadership(node: &Node, families: &mut Families) {
             flag(leader == Some(node.member_id)),
         ),
         ("etcd_server_is_learner", flag(node.is_learner())),
+        (
+            "etcd_debugging_auth_revision",
+            node.auth().revision() as f64,
+        ),
         ("etcd_server_proposals_committed_total", committed as f64),
         ("etcd_server_proposals_applied_total", applied as f64),
         (

@@ -1,0 +1,634 @@
+//! One situation and its one action, rule by rule. What happens over time is in `simulation.rs`.
+
+#![allow(clippy::unwrap_used, reason = "in a test an unwrap is an assertion")]
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use metastore_operator_api::{
+    AuthSpec, ClusterSpec, CompactTask, JobPhase, LocalReference, MemberState, MemberStatus,
+    MoveLeaderTask, NospacePolicy, Phase, RecoverQuorumTask, RetainPolicy, TaskSpec, TaskStatus,
+    conditions,
+};
+use metastore_operator_core::{
+    Action, Alarm, AlarmKind, ClaimObservation, Decision, Identity, IdentityChange, ListedMember,
+    MemberAnswer, MemberObservation, MemberPhase, Observation, PodObservation, Probe, Start,
+    TaskObservation, TaskStep, decide,
+};
+
+const HASH: &str = "hash";
+
+fn now() -> Timestamp {
+    Timestamp::from_second(1_800_000_000).unwrap()
+}
+
+fn earlier(seconds: u64) -> Timestamp {
+    now().checked_sub(Duration::from_secs(seconds)).unwrap()
+}
+
+/// A healthy cluster of members m1, m2, …, whose leader is m1.
+fn healthy(replicas: u64) -> (ClusterSpec, Observation) {
+    let spec = ClusterSpec {
+        replicas: i32::try_from(replicas).unwrap(),
+        ..ClusterSpec::default()
+    };
+    let members = (1..=replicas).map(member).collect();
+    let list = (1..=replicas).map(listed).collect();
+    let seen = Observation {
+        cluster: "c".into(),
+        namespace: "n".into(),
+        identity: Some(Identity {
+            seed: "m1".into(),
+            cluster_id: Some(7),
+            ..Identity::default()
+        }),
+        members,
+        list: Some(list),
+        wanted_template_hash: HASH.into(),
+        wanted_storage_bytes: 10 << 30,
+        quota_bytes: 9 << 30,
+        fresh_name: "c-fresh".into(),
+        ..Observation::default()
+    };
+    (spec, seen)
+}
+
+fn listed(id: u64) -> ListedMember {
+    ListedMember {
+        id,
+        name: format!("m{id}"),
+        peer_urls: vec![format!("http://m{id}-0.c-peer.n.svc:2380")],
+        is_learner: false,
+    }
+}
+
+fn member(id: u64) -> MemberObservation {
+    MemberObservation {
+        name: format!("m{id}"),
+        wanted_replicas: 1,
+        template_hash: HASH.into(),
+        phase: MemberPhase::Running,
+        recorded_id: Some(id),
+        pod: Some(PodObservation {
+            is_ready: true,
+            template_hash: HASH.into(),
+            ..PodObservation::default()
+        }),
+        claim: Some(ClaimObservation {
+            requested_bytes: 10 << 30,
+            capacity_bytes: 10 << 30,
+            ..ClaimObservation::default()
+        }),
+        probe: Probe::Answered(MemberAnswer {
+            member_id: id,
+            cluster_id: 7,
+            leader_id: 1,
+            version: "1.0.0".into(),
+            revision: 100,
+            ..MemberAnswer::default()
+        }),
+        ..MemberObservation::default()
+    }
+}
+
+fn fail(seen: &mut Observation, id: usize) {
+    let member = &mut seen.members[id - 1];
+    member.probe = Probe::Failed("no answer".into());
+    member.pod.as_mut().unwrap().is_ready = false;
+}
+
+fn unhealthy_for(seen: &mut Observation, name: &str, seconds: u64) {
+    seen.previous.members.push(MemberStatus {
+        name: name.into(),
+        state: MemberState::Unhealthy,
+        since: Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
+            earlier(seconds),
+        )),
+        ..MemberStatus::default()
+    });
+}
+
+fn state_of(decision: &Decision, kind: &str) -> (String, String) {
+    let condition = decision
+        .status
+        .conditions
+        .iter()
+        .find(|c| c.type_ == kind)
+        .unwrap();
+    (condition.status.clone(), condition.reason.clone())
+}
+
+fn is_wait(decision: &Decision) -> bool {
+    matches!(decision.action, Action::Wait(_))
+}
+
+#[test]
+fn a_healthy_cluster_is_left_alone_and_says_so() {
+    let (spec, seen) = healthy(3);
+    let decision = decide(&spec, &seen, now());
+    assert_eq!(decision.action, Action::Wait(Duration::from_secs(30)));
+    assert_eq!(decision.status.phase, Phase::Running);
+    assert_eq!(decision.status.ready, "3/3");
+    assert_eq!(decision.status.leader.as_deref(), Some("m1"));
+    assert_eq!(decision.status.cluster_id.as_deref(), Some("7"));
+    for kind in [
+        "Accepted",
+        "Available",
+        "AllMembersReady",
+        "AllMembersUpdated",
+        "ClusterIDConsistent",
+    ] {
+        assert_eq!(state_of(&decision, kind).0, "True", "{kind}");
+    }
+    for kind in ["Progressing", "Degraded", "Paused"] {
+        assert_eq!(state_of(&decision, kind).0, "False", "{kind}");
+    }
+    assert_eq!(
+        decision.status.conditions.len(),
+        conditions::CLUSTER_CONDITIONS.len()
+    );
+}
+
+#[test]
+fn deciding_again_about_the_own_status_changes_nothing() {
+    let (spec, mut seen) = healthy(3);
+    let first = decide(&spec, &seen, now());
+    seen.previous = first.status.clone();
+    let later = now().checked_add(Duration::from_secs(100)).unwrap();
+    assert_eq!(decide(&spec, &seen, later).status, first.status);
+}
+
+#[test]
+fn a_deleted_cluster_keeps_its_data_unless_the_policy_says_otherwise() {
+    let (mut spec, mut seen) = healthy(3);
+    seen.is_deleting = true;
+    assert!(is_wait(&decide(&spec, &seen, now())));
+    spec.deletion.policy = RetainPolicy::Delete;
+    seen.has_finalizer = true;
+    assert_eq!(decide(&spec, &seen, now()).action, Action::DeleteData);
+    seen.is_deleting = false;
+    spec.deletion.policy = RetainPolicy::Retain;
+    assert_eq!(
+        decide(&spec, &seen, now()).action,
+        Action::SetFinalizer { present: false }
+    );
+}
+
+#[test]
+fn paused_and_rejected_clusters_are_only_watched() {
+    let (mut spec, mut seen) = healthy(1);
+    spec.replicas = 3;
+    spec.paused = true;
+    let decision = decide(&spec, &seen, now());
+    assert!(is_wait(&decision));
+    assert_eq!(
+        state_of(&decision, "Paused"),
+        ("True".into(), "Spec".into())
+    );
+    spec.paused = false;
+    seen.rejection = Some(("InvalidOverlay".into(), "no".into()));
+    let decision = decide(&spec, &seen, now());
+    assert!(is_wait(&decision));
+    assert_eq!(
+        state_of(&decision, "Accepted"),
+        ("False".into(), "InvalidOverlay".into())
+    );
+    assert_eq!(
+        state_of(&decision, "Available").0,
+        "True",
+        "what runs is looked at"
+    );
+}
+
+#[test]
+fn two_cluster_ids_freeze_everything() {
+    let (mut spec, mut seen) = healthy(3);
+    spec.replicas = 5;
+    if let Probe::Answered(answer) = &mut seen.members[2].probe {
+        answer.cluster_id = 8;
+    }
+    let decision = decide(&spec, &seen, now());
+    assert!(is_wait(&decision));
+    assert_eq!(state_of(&decision, "ClusterIDConsistent").0, "False");
+    assert_eq!(decision.status.phase, Phase::Frozen);
+}
+
+#[test]
+fn members_that_only_the_operator_does_not_reach_are_left_alone() {
+    let (spec, mut seen) = healthy(3);
+    for member in &mut seen.members {
+        member.probe = Probe::Failed("no route".into());
+    }
+    seen.list = None;
+    let decision = decide(&spec, &seen, now());
+    assert!(is_wait(&decision));
+    assert_eq!(
+        state_of(&decision, "Available"),
+        ("Unknown".into(), "Unreachable".into())
+    );
+}
+
+#[test]
+fn a_cluster_is_not_formed_over_the_volume_of_an_earlier_one() {
+    let spec = ClusterSpec::default();
+    let mut seen = Observation {
+        fresh_name: "c-fresh".into(),
+        wanted_template_hash: HASH.into(),
+        ..Observation::default()
+    };
+    assert_eq!(
+        decide(&spec, &seen, now()).action,
+        Action::CreateIdentity {
+            seed: "c-fresh".into()
+        }
+    );
+    seen.orphan_claims = vec!["c-old".into()];
+    let decision = decide(&spec, &seen, now());
+    assert!(is_wait(&decision), "{:?}", decision.action);
+    assert!(decision.why.contains("c-old"), "{}", decision.why);
+}
+
+#[test]
+fn an_identity_that_was_deleted_is_written_anew_from_what_members_answer() {
+    let (spec, mut seen) = healthy(3);
+    seen.identity = None;
+    assert_eq!(
+        decide(&spec, &seen, now()).action,
+        Action::AdoptIdentity { cluster_id: 7 }
+    );
+    if let Probe::Answered(answer) = &mut seen.members[2].probe {
+        answer.cluster_id = 8;
+    }
+    assert!(is_wait(&decide(&spec, &seen, now())));
+}
+
+#[test]
+fn a_latched_cluster_is_never_formed_again() {
+    let (spec, mut seen) = healthy(1);
+    seen.members.clear();
+    seen.list = None;
+    for _ in 0..2 {
+        let decision = decide(&spec, &seen, now());
+        assert!(!matches!(
+            decision.action,
+            Action::CreateMember {
+                start: Start::Form,
+                ..
+            }
+        ));
+        seen.orphan_claims = vec!["m1".into()];
+    }
+    assert_eq!(
+        decide(&spec, &seen, now()).action,
+        Action::CreateMember {
+            name: "m1".into(),
+            start: Start::Run
+        }
+    );
+}
+
+#[test]
+fn a_sleeping_cluster_stops_its_leader_last() {
+    let (mut spec, mut seen) = healthy(3);
+    spec.hibernated = true;
+    let mut stopped = Vec::new();
+    for _ in 0..3 {
+        let Action::Scale { name, replicas: 0 } = decide(&spec, &seen, now()).action else {
+            panic!("it should stop somebody");
+        };
+        seen.members
+            .iter_mut()
+            .find(|m| m.name == name)
+            .unwrap()
+            .wanted_replicas = 0;
+        stopped.push(name);
+    }
+    assert_eq!(stopped.last().map(String::as_str), Some("m1"));
+    let decision = decide(&spec, &seen, now());
+    assert!(is_wait(&decision));
+    assert_eq!(
+        state_of(&decision, "Available"),
+        ("False".into(), "Hibernated".into())
+    );
+}
+
+#[test]
+fn a_lost_majority_is_waited_for() {
+    let (spec, mut seen) = healthy(3);
+    fail(&mut seen, 2);
+    fail(&mut seen, 3);
+    unhealthy_for(&mut seen, "m2", 100_000);
+    unhealthy_for(&mut seen, "m3", 100_000);
+    seen.list = None;
+    let decision = decide(&spec, &seen, now());
+    assert!(is_wait(&decision), "{:?}", decision.action);
+    assert_eq!(
+        state_of(&decision, "Available"),
+        ("False".into(), "QuorumLost".into())
+    );
+}
+
+fn task(spec: TaskSpec) -> TaskObservation {
+    TaskObservation {
+        name: "t".into(),
+        spec: TaskSpec {
+            cluster_ref: LocalReference { name: "c".into() },
+            ..spec
+        },
+        status: TaskStatus::default(),
+    }
+}
+
+#[test]
+fn a_lost_majority_is_given_up_only_with_consent_that_names_the_cluster() {
+    let (spec, mut seen) = healthy(3);
+    fail(&mut seen, 2);
+    fail(&mut seen, 3);
+    seen.list = None;
+    let recover = |consent: &str, survivor: &str| {
+        task(TaskSpec {
+            recover_quorum: Some(RecoverQuorumTask {
+                accept_data_loss: consent.into(),
+                survivor: survivor.into(),
+            }),
+            ..TaskSpec::default()
+        })
+    };
+    for (consent, survivor) in [("8", "m1"), ("7", "m9")] {
+        seen.tasks = vec![recover(consent, survivor)];
+        let decision = decide(&spec, &seen, now());
+        assert!(
+            matches!(
+                &decision.action,
+                Action::Task {
+                    step: TaskStep::Finish {
+                        phase: JobPhase::Rejected,
+                        ..
+                    },
+                    ..
+                }
+            ),
+            "{:?}",
+            decision.action
+        );
+    }
+    seen.tasks = vec![recover("7", "m1")];
+    assert_eq!(
+        decide(&spec, &seen, now()).action,
+        Action::UpdateIdentity(IdentityChange::Recovering(Some("m1".into())))
+    );
+    // Then everybody else is stopped before the survivor is forced.
+    seen.identity.as_mut().unwrap().recovering = Some("m1".into());
+    assert_eq!(
+        decide(&spec, &seen, now()).action,
+        Action::Scale {
+            name: "m2".into(),
+            replicas: 0
+        }
+    );
+    seen.members.truncate(1);
+    seen.members[0].probe = Probe::Failed("no leader".into());
+    assert_eq!(
+        decide(&spec, &seen, now()).action,
+        Action::ForceNewCluster { name: "m1".into() }
+    );
+}
+
+#[test]
+fn a_full_store_is_compacted_then_reclaimed_then_freed() {
+    let (mut spec, mut seen) = healthy(3);
+    let alarm = Alarm {
+        member_id: 2,
+        kind: AlarmKind::Nospace,
+    };
+    seen.alarms = vec![alarm];
+    assert_eq!(
+        decide(&spec, &seen, now()).action,
+        Action::CompactForSpace { revision: 100 }
+    );
+    seen.identity.as_mut().unwrap().reclaim_started = Some(earlier(60));
+    let mut order = Vec::new();
+    for _ in 0..3 {
+        let Action::Defragment { name } = decide(&spec, &seen, now()).action else {
+            panic!("it should reclaim");
+        };
+        let member = seen.members.iter_mut().find(|m| m.name == name).unwrap();
+        member.defragmented_at = Some(now());
+        order.push(name);
+    }
+    assert_eq!(
+        order.last().map(String::as_str),
+        Some("m1"),
+        "the leader is last"
+    );
+    assert_eq!(decide(&spec, &seen, now()).action, Action::Disarm(alarm));
+    // It did not help: nothing is cleared.
+    if let Probe::Answered(answer) = &mut seen.members[0].probe {
+        answer.db_size_bytes = 9 << 30;
+    }
+    assert!(is_wait(&decide(&spec, &seen, now())));
+    spec.recovery.alarms.nospace = NospacePolicy::Manual;
+    let decision = decide(&spec, &seen, now());
+    assert!(is_wait(&decision));
+    assert_eq!(
+        state_of(&decision, "StorageHealthy"),
+        ("False".into(), "Nospace".into())
+    );
+}
+
+#[test]
+fn a_member_with_other_data_is_fenced_and_replaced() {
+    let (spec, mut seen) = healthy(3);
+    seen.alarms = vec![Alarm {
+        member_id: 3,
+        kind: AlarmKind::Corrupt,
+    }];
+    assert_eq!(
+        decide(&spec, &seen, now()).action,
+        Action::Fence { name: "m3".into() }
+    );
+    seen.members[2].is_fenced = true;
+    seen.members[2].wanted_replicas = 0;
+    seen.members[2].pod = None;
+    seen.members[2].probe = Probe::NotAsked;
+    assert_eq!(
+        decide(&spec, &seen, now()).action,
+        Action::UpdateIdentity(IdentityChange::ReplacementBegins("m3".into()))
+    );
+    seen.identity.as_mut().unwrap().replacements = vec![("m3".into(), now())];
+    assert_eq!(
+        decide(&spec, &seen, now()).action,
+        Action::RemoveMember {
+            id: 3,
+            name: "m3".into()
+        }
+    );
+}
+
+#[test]
+fn replacements_are_limited_by_the_hour() {
+    let (spec, mut seen) = healthy(3);
+    fail(&mut seen, 3);
+    unhealthy_for(&mut seen, "m3", 1000);
+    seen.identity.as_mut().unwrap().replacements = vec![("m0".into(), earlier(600))];
+    let decision = decide(&spec, &seen, now());
+    assert!(is_wait(&decision), "{:?}", decision.action);
+    assert_eq!(
+        state_of(&decision, "Degraded"),
+        ("True".into(), "ReplacementRateLimited".into())
+    );
+    seen.identity.as_mut().unwrap().replacements = vec![("m0".into(), earlier(4000))];
+    assert!(!is_wait(&decide(&spec, &seen, now())));
+}
+
+#[test]
+fn a_member_that_is_down_for_a_moment_is_not_replaced() {
+    let (spec, mut seen) = healthy(3);
+    fail(&mut seen, 3);
+    unhealthy_for(&mut seen, "m3", 60);
+    let decision = decide(&spec, &seen, now());
+    assert!(is_wait(&decision), "{:?}", decision.action);
+    assert_eq!(
+        state_of(&decision, "Degraded"),
+        ("True".into(), "MemberDown".into())
+    );
+    assert_eq!(state_of(&decision, "Available").0, "True");
+}
+
+#[test]
+fn a_clock_that_went_back_makes_nobody_old() {
+    let (spec, mut seen) = healthy(3);
+    fail(&mut seen, 3);
+    seen.previous.members.push(MemberStatus {
+        name: "m3".into(),
+        state: MemberState::Unhealthy,
+        since: Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
+            now().checked_add(Duration::from_secs(100_000)).unwrap(),
+        )),
+        ..MemberStatus::default()
+    });
+    assert!(is_wait(&decide(&spec, &seen, now())));
+}
+
+#[test]
+fn the_voter_that_is_one_too_many_is_not_the_leader() {
+    let (mut spec, seen) = healthy(3);
+    spec.replicas = 1;
+    let Action::RemoveMember { id, .. } = decide(&spec, &seen, now()).action else {
+        panic!("it should remove somebody");
+    };
+    assert_ne!(id, 1);
+}
+
+#[test]
+fn a_volume_grows_before_members_restart() {
+    let (spec, mut seen) = healthy(3);
+    seen.wanted_storage_bytes = 20 << 30;
+    seen.wanted_template_hash = "other".into();
+    assert_eq!(
+        decide(&spec, &seen, now()).action,
+        Action::GrowClaim {
+            name: "m1".into(),
+            bytes: 20 << 30
+        }
+    );
+}
+
+#[test]
+fn restarts_wait_for_the_window_and_for_each_other() {
+    let (mut spec, mut seen) = healthy(3);
+    seen.wanted_template_hash = "other".into();
+    assert_eq!(
+        decide(&spec, &seen, now()).action,
+        Action::Roll { name: "m2".into() }
+    );
+    // The Pod of m2 still has the old template: nobody else is touched.
+    seen.members[1].template_hash = "other".into();
+    assert!(is_wait(&decide(&spec, &seen, now())));
+    seen.members[1].pod.as_mut().unwrap().template_hash = "other".into();
+    assert_eq!(
+        decide(&spec, &seen, now()).action,
+        Action::Roll { name: "m3".into() }
+    );
+    spec.maintenance.window = Some(metastore_operator_api::MaintenanceWindow {
+        // now() is at eight in the morning.
+        schedule: "0 2 * * *".into(),
+        duration: "1h".into(),
+        time_zone: "UTC".into(),
+    });
+    assert!(is_wait(&decide(&spec, &seen, now())));
+    // A member that does not serve restarts at any time: that undoes a bad template.
+    fail(&mut seen, 3);
+    assert_eq!(
+        decide(&spec, &seen, now()).action,
+        Action::Roll { name: "m3".into() }
+    );
+}
+
+#[test]
+fn authentication_is_switched_on_once() {
+    let (mut spec, mut seen) = healthy(1);
+    spec.auth = AuthSpec {
+        enabled: true,
+        ..AuthSpec::default()
+    };
+    seen.is_auth_enabled = Some(false);
+    assert_eq!(decide(&spec, &seen, now()).action, Action::EnableAuth);
+    seen.is_auth_enabled = None;
+    assert!(
+        is_wait(&decide(&spec, &seen, now())),
+        "nobody knows whether it is on"
+    );
+    seen.is_auth_enabled = Some(true);
+    assert!(is_wait(&decide(&spec, &seen, now())));
+}
+
+#[test]
+fn tasks_are_done_step_by_step() {
+    let (spec, mut seen) = healthy(3);
+    let mut compact = task(TaskSpec {
+        compact: Some(CompactTask { revision: 5 }),
+        ..TaskSpec::default()
+    });
+    seen.tasks = vec![compact.clone()];
+    let step = |seen: &Observation| match decide(&spec, seen, now()).action {
+        Action::Task { step, .. } => step,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(step(&seen), TaskStep::Begin);
+    compact.status.phase = JobPhase::Running;
+    seen.tasks = vec![compact];
+    assert_eq!(step(&seen), TaskStep::Compact(5));
+    let mut lead = task(TaskSpec {
+        move_leader: Some(MoveLeaderTask { to: "m3".into() }),
+        ..TaskSpec::default()
+    });
+    lead.status.phase = JobPhase::Running;
+    seen.tasks = vec![lead];
+    assert_eq!(step(&seen), TaskStep::MoveLeader { from: 1, to: 3 });
+    // Not while somebody is missing.
+    fail(&mut seen, 2);
+    assert!(is_wait(&decide(&spec, &seen, now())));
+}
+
+#[test]
+fn space_is_given_back_by_one_member_at_a_time_and_not_again_and_again() {
+    let (spec, mut seen) = healthy(3);
+    for member in &mut seen.members {
+        if let Probe::Answered(answer) = &mut member.probe {
+            answer.db_size_bytes = 1 << 30;
+            answer.db_in_use_bytes = 100 << 20;
+        }
+    }
+    assert_eq!(
+        decide(&spec, &seen, now()).action,
+        Action::Defragment { name: "m2".into() }
+    );
+    for member in &mut seen.members {
+        member.defragmented_at = Some(earlier(60));
+    }
+    assert!(
+        is_wait(&decide(&spec, &seen, now())),
+        "it did not help: not again within the hour"
+    );
+}

@@ -1,0 +1,319 @@
+//! Starting and stopping: clients, controllers, the Lease, health and metrics.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use arc_swap::ArcSwap;
+use axum::Router;
+use axum::http::StatusCode;
+use axum::routing::get;
+use futures::{FutureExt, StreamExt, future::BoxFuture};
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, ListParams};
+use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::reflector::ObjectRef;
+use kube::runtime::{Controller, watcher};
+use kube::{Client, ResourceExt};
+use metastore_operator_api::{
+    MetaStoreBackup, MetaStoreBackupSchedule, MetaStoreCluster, MetaStoreTask, names,
+};
+use metastore_operator_core::decide;
+use metastore_operator_resources::{Capabilities, Cluster, Images};
+
+use crate::backups;
+use crate::lease::{self, Leadership};
+use crate::observe::{observe, uid_of};
+use crate::reconcile::{Context, after_error, reconcile};
+use crate::settings::{LogFormat, Settings};
+use crate::telemetry::Telemetry;
+
+/// How often optional APIs are looked for: cert-manager may come after the operator.
+const DISCOVERY_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Sets up the log on standard error.
+pub fn init_log(format: LogFormat) {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| {
+        tracing_subscriber::EnvFilter::new("info,kube_runtime=warn,tower=warn")
+    });
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match format {
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+        LogFormat::Text => builder.init(),
+    }
+}
+
+/// Runs the controllers until a signal.
+///
+/// # Errors
+///
+/// When Kubernetes cannot be reached at all, or the definitions are not installed: in words.
+pub async fn run(settings: &Settings) -> anyhow::Result<()> {
+    let client = Client::try_default()
+        .await
+        .context("no way to the Kubernetes API: neither a kubeconfig nor a service account")?;
+    let context = Arc::new(make_context(settings, client.clone()).await?);
+    check_definitions(settings, &client).await?;
+    let listener = tokio::net::TcpListener::bind(settings.listen)
+        .await
+        .with_context(|| format!("listening on {}", settings.listen))?;
+    let health = serve_health(listener, context.telemetry.clone());
+    let mut background: Vec<BoxFuture<'static, ()>> = vec![
+        health.boxed(),
+        discover(context.clone()).boxed(),
+        follow_leadership(context.clone()).boxed(),
+    ];
+    if !settings.lease_namespace.is_empty() {
+        let api: Api<Lease> = Api::namespaced(client.clone(), &settings.lease_namespace);
+        let hold = lease::hold(api, identity(settings), context.leadership.clone());
+        background.push(hold.boxed());
+    }
+    for task in background {
+        tokio::spawn(task);
+    }
+    let mut controllers: Vec<BoxFuture<'static, ()>> = Vec::new();
+    if settings.namespaces.is_empty() {
+        controllers.extend(controllers_in(&context, None));
+    }
+    for namespace in &settings.namespaces {
+        controllers.extend(controllers_in(&context, Some(namespace)));
+    }
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        namespaces = settings.namespaces.join(","),
+        "operator started"
+    );
+    futures::future::join_all(controllers).await;
+    tracing::info!("operator stopped");
+    Ok(())
+}
+
+async fn make_context(settings: &Settings, client: Client) -> anyhow::Result<Context> {
+    let leadership = if settings.lease_namespace.is_empty() {
+        Leadership::alone()
+    } else {
+        Leadership::contested()
+    };
+    let reporter = Reporter {
+        controller: names::FIELD_MANAGER.to_owned(),
+        instance: Some(identity(settings)),
+    };
+    Ok(Context {
+        images: Images {
+            server_repository: settings.server_repository.clone(),
+            server_version: settings.server_version.clone(),
+            operator_image: settings.operator_image.clone(),
+        },
+        leadership,
+        telemetry: Arc::new(Telemetry::new()?),
+        recorder: Recorder::new(client.clone(), reporter),
+        capabilities: ArcSwap::from_pointee(capabilities(&client).await),
+        compares_versions: false,
+        client,
+    })
+}
+
+fn identity(settings: &Settings) -> String {
+    if !settings.identity.is_empty() {
+        return settings.identity.clone();
+    }
+    std::env::var("HOSTNAME").unwrap_or_else(|_| format!("process-{}", std::process::id()))
+}
+
+/// Says clearly that the definitions are missing, instead of failing again and again in a watch.
+async fn check_definitions(settings: &Settings, client: &Client) -> anyhow::Result<()> {
+    let clusters: Api<MetaStoreCluster> = match settings.namespaces.first() {
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+        None => Api::all(client.clone()),
+    };
+    match clusters.list(&ListParams::default().limit(1)).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 => Err(anyhow!(
+            "the custom resources of metastore.io/v1alpha1 are not installed: apply the files below crds/ \
+             with `kubectl apply --server-side`, or install the chart metastore-operator-crds"
+        )),
+        Err(error) => Err(error).context("listing MetaStoreClusters"),
+    }
+}
+
+async fn capabilities(client: &Client) -> Capabilities {
+    let has = async |group: &str, version: &str| {
+        let group = format!("{group}/{version}");
+        client
+            .list_api_group_resources(&group)
+            .await
+            .is_ok_and(|list| !list.resources.is_empty())
+    };
+    Capabilities {
+        cert_manager: has("cert-manager.io", "v1").await,
+        prometheus: has("monitoring.coreos.com", "v1").await,
+    }
+}
+
+async fn discover(context: Arc<Context>) {
+    loop {
+        tokio::time::sleep(DISCOVERY_INTERVAL).await;
+        context
+            .capabilities
+            .store(Arc::new(capabilities(&context.client).await));
+    }
+}
+
+async fn follow_leadership(context: Arc<Context>) {
+    loop {
+        context.telemetry.set_leads(context.leadership.is_held());
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+async fn serve_health(listener: tokio::net::TcpListener, telemetry: Arc<Telemetry>) {
+    let alive = telemetry.clone();
+    let health = move || async move {
+        if alive.is_alive() {
+            (StatusCode::OK, "ok\n")
+        } else {
+            (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "no pass has succeeded for ten minutes\n",
+            )
+        }
+    };
+    let router = Router::new()
+        .route("/healthz", get(health))
+        .route("/readyz", get(|| async { "ok\n" }))
+        .route("/metrics", get(move || async move { telemetry.text() }));
+    if let Err(error) = axum::serve(listener, router).await {
+        tracing::error!(%error, "health and metrics are not served any more");
+    }
+}
+
+/// The controllers of one namespace, or of all.
+fn controllers_in(context: &Arc<Context>, namespace: Option<&str>) -> Vec<BoxFuture<'static, ()>> {
+    vec![
+        clusters_controller(context, namespace),
+        backups::backups_controller(context, namespace),
+        backups::schedules_controller(context, namespace),
+        backups::tasks_controller(context, namespace),
+    ]
+}
+
+/// An API in one namespace, or in all.
+pub(crate) fn scoped<K>(client: &Client, namespace: Option<&str>) -> Api<K>
+where
+    K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope>,
+    <K as kube::Resource>::DynamicType: Default,
+{
+    match namespace {
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+        None => Api::all(client.clone()),
+    }
+}
+
+/// Only what the operator made.
+pub(crate) fn children() -> watcher::Config {
+    watcher::Config::default().labels(&format!(
+        "{}={}",
+        names::MANAGED_BY_LABEL,
+        names::MANAGED_BY
+    ))
+}
+
+fn cluster_of_label<K: kube::Resource>(object: &K) -> Option<ObjectRef<MetaStoreCluster>> {
+    let meta = object.meta();
+    let name = meta.labels.as_ref()?.get(names::CLUSTER_LABEL)?;
+    Some(ObjectRef::new(name).within(meta.namespace.as_deref()?))
+}
+
+fn clusters_controller(context: &Arc<Context>, namespace: Option<&str>) -> BoxFuture<'static, ()> {
+    let client = &context.client;
+    let controller = Controller::new(
+        scoped::<MetaStoreCluster>(client, namespace),
+        watcher::Config::default(),
+    )
+    .watches(
+        scoped::<StatefulSet>(client, namespace),
+        children(),
+        |set| cluster_of_label(&set),
+    )
+    .watches(scoped::<Pod>(client, namespace), children(), |pod| {
+        cluster_of_label(&pod)
+    })
+    .watches(
+        scoped::<MetaStoreTask>(client, namespace),
+        watcher::Config::default(),
+        |task| {
+            let namespace = task.namespace()?;
+            Some(ObjectRef::new(&task.spec.cluster_ref.name).within(&namespace))
+        },
+    )
+    .with_config(
+        kube::runtime::controller::Config::default()
+            .debounce(Duration::from_millis(200))
+            .concurrency(8),
+    )
+    .shutdown_on_signal();
+    controller
+        .run(reconcile, after_error, context.clone())
+        .for_each(|_| async {})
+        .boxed()
+}
+
+/// The jobs of backups, for their controller.
+pub(crate) fn jobs(client: &Client, namespace: Option<&str>) -> Api<Job> {
+    scoped(client, namespace)
+}
+
+/// The schedules, for their controller.
+pub(crate) fn schedules(client: &Client, namespace: Option<&str>) -> Api<MetaStoreBackupSchedule> {
+    scoped(client, namespace)
+}
+
+/// The backups, for their controllers.
+pub(crate) fn all_backups(client: &Client, namespace: Option<&str>) -> Api<MetaStoreBackup> {
+    scoped(client, namespace)
+}
+
+/// Prints what would be done next for a cluster, and why.
+///
+/// # Errors
+///
+/// When Kubernetes cannot be reached, or there is no such cluster.
+pub async fn plan(settings: &Settings, namespace: &str, name: &str) -> anyhow::Result<()> {
+    let client = Client::try_default().await?;
+    let context = make_context(settings, client.clone()).await?;
+    let api: Api<MetaStoreCluster> = Api::namespaced(client, namespace);
+    let object = api
+        .get_opt(name)
+        .await?
+        .ok_or_else(|| anyhow!("there is no MetaStoreCluster {namespace}/{name}"))?;
+    let uid = uid_of(&object);
+    let cluster = Cluster {
+        name,
+        namespace,
+        uid: &uid,
+        spec: &object.spec,
+        images: &context.images,
+    };
+    let now = Timestamp::now();
+    let seen = observe(&context, &object, &cluster, now).await?;
+    let decision = decide(&object.spec, &seen.observation, now);
+    println!("next:  {:?}", decision.action);
+    println!("why:   {}", decision.why);
+    println!(
+        "phase: {:?}, ready {}",
+        decision.status.phase, decision.status.ready
+    );
+    for condition in &decision.status.conditions {
+        println!(
+            "  {:<20} {:<8} {:<24} {}",
+            condition.type_, condition.status, condition.reason, condition.message
+        );
+    }
+    Ok(())
+}

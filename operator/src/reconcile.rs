@@ -1,0 +1,306 @@
+//! One pass over one cluster: observe, decide, write the status, act.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use jiff::Timestamp;
+use kube::api::{Api, Patch, PatchParams};
+use kube::runtime::controller::Action as Requeue;
+use kube::runtime::events::{Event, EventType, Recorder};
+use kube::{Client, Resource, ResourceExt};
+use metastore_operator_api::conditions::{self, reasons};
+use metastore_operator_api::{ClusterStatus, MetaStoreCluster, names};
+use metastore_operator_core::{Action, Decision, decide};
+use metastore_operator_resources::{Capabilities, Cluster, Images};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+
+use crate::apply::Applier;
+use crate::lease::Leadership;
+use crate::observe::{observe, uid_of};
+use crate::telemetry::Telemetry;
+
+/// After an error: soon, because most of them pass.
+const ERROR_INTERVAL: Duration = Duration::from_secs(3);
+/// While another operator leads.
+const STANDBY_INTERVAL: Duration = Duration::from_secs(5);
+/// Numbers in the status that change all the time are written at this interval.
+const STATUS_INTERVAL: Duration = Duration::from_secs(60);
+
+/// What all passes share.
+pub(crate) struct Context {
+    pub(crate) client: Client,
+    pub(crate) images: Images,
+    pub(crate) leadership: Leadership,
+    pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) recorder: Recorder,
+    pub(crate) capabilities: ArcSwap<Capabilities>,
+    /// Do the versions that servers answer count like those of images? Not while the server answers with
+    /// the version of etcd's API.
+    pub(crate) compares_versions: bool,
+}
+
+impl Context {
+    /// Optional APIs that are there now.
+    pub(crate) fn capabilities(&self) -> Capabilities {
+        **self.capabilities.load()
+    }
+}
+
+/// Why a pass failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:#}")]
+pub(crate) struct PassError(#[from] anyhow::Error);
+
+/// One pass.
+pub(crate) async fn reconcile(
+    object: Arc<MetaStoreCluster>,
+    context: Arc<Context>,
+) -> Result<Requeue, PassError> {
+    if !context.leadership.is_held() {
+        return Ok(Requeue::requeue(STANDBY_INTERVAL));
+    }
+    let started = std::time::Instant::now();
+    let outcome = pass(&object, &context).await;
+    context
+        .telemetry
+        .pass_ended(started.elapsed(), outcome.is_ok());
+    Ok(outcome?)
+}
+
+async fn pass(object: &MetaStoreCluster, context: &Context) -> anyhow::Result<Requeue> {
+    let name = object.name_any();
+    let namespace = object.namespace().unwrap_or_default();
+    let api: Api<MetaStoreCluster> = Api::namespaced(context.client.clone(), &namespace);
+    // The cache may be behind; what is decided must rest on what is.
+    let Some(object) = api.get_opt(&name).await? else {
+        return Ok(Requeue::await_change());
+    };
+    let uid = uid_of(&object);
+    let cluster = Cluster {
+        name: &name,
+        namespace: &namespace,
+        uid: &uid,
+        spec: &object.spec,
+        images: &context.images,
+    };
+    let now = Timestamp::now();
+    let seen = observe(context, &object, &cluster, now).await?;
+    let decision = decide(&object.spec, &seen.observation, now);
+    if !matches!(decision.action, Action::Wait(_)) {
+        tracing::info!(namespace, cluster = name, action = ?decision.action, why = decision.why, "acting");
+    }
+    let previous = object.status.clone().unwrap_or_default();
+    let is_gone = object.metadata.deletion_timestamp.is_some();
+    if !is_gone && differs(&previous, &decision.status, now) {
+        write_status(&api, &name, "MetaStoreCluster", &decision.status).await?;
+    }
+    if decision.action.is_destructive() && !context.leadership.is_held() {
+        tracing::warn!(
+            namespace,
+            cluster = name,
+            "the Lease may be another's by now: not acting"
+        );
+        return Ok(Requeue::requeue(STANDBY_INTERVAL));
+    }
+    let applier = Applier {
+        context,
+        object: &object,
+        cluster: &cluster,
+        seen: &seen,
+        now,
+    };
+    let outcome = applier.apply(&decision.action).await;
+    report(context, &object, &decision, outcome.as_ref().err()).await;
+    match outcome {
+        Ok(()) => Ok(Requeue::requeue(decision.requeue_after)),
+        Err(error) => {
+            if is_forbidden(&error) {
+                write_forbidden(&api, &name, decision.status, &error, now).await?;
+            }
+            // A learner that has not caught up is no failure of ours.
+            if matches!(decision.action, Action::Promote { .. }) {
+                tracing::debug!(
+                    namespace,
+                    cluster = name,
+                    error = format!("{error:#}"),
+                    "not promoted yet"
+                );
+                return Ok(Requeue::requeue(Duration::from_secs(1)));
+            }
+            Err(error.context(format!("{:?}", decision.action)))
+        }
+    }
+}
+
+/// What is done after an error.
+pub(crate) fn after_error<K>(object: Arc<K>, error: &PassError, _: Arc<Context>) -> Requeue
+where
+    K: Resource,
+{
+    let meta = object.meta();
+    tracing::warn!(
+        namespace = meta.namespace,
+        name = meta.name,
+        error = %error,
+        "the pass failed"
+    );
+    Requeue::requeue(ERROR_INTERVAL)
+}
+
+/// One Event for each step that changes something that people care about.
+async fn report(
+    context: &Context,
+    object: &MetaStoreCluster,
+    decision: &Decision,
+    error: Option<&anyhow::Error>,
+) {
+    let action = &decision.action;
+    context
+        .telemetry
+        .action_taken(action_name(action), error.is_none());
+    let is_quiet = matches!(
+        action,
+        Action::Wait(_)
+            | Action::ApplyStaticObjects
+            | Action::SetStart { .. }
+            | Action::UpdateIdentity(_)
+            | Action::SetFinalizer { .. }
+    ) || (matches!(action, Action::Promote { .. }) && error.is_some());
+    if is_quiet {
+        return;
+    }
+    let (kind, note) = match error {
+        None => (EventType::Normal, decision.why.clone()),
+        Some(error) => (EventType::Warning, format!("{}: {error:#}", decision.why)),
+    };
+    let event = Event {
+        type_: kind,
+        reason: action_name(action).to_owned(),
+        // Kubernetes refuses notes of more than a kilobyte.
+        note: Some(note.chars().take(1000).collect()),
+        action: action_name(action).to_owned(),
+        secondary: None,
+    };
+    if let Err(error) = context
+        .recorder
+        .publish(&event, &object.object_ref(&()))
+        .await
+    {
+        tracing::warn!(%error, "an Event was not written");
+    }
+}
+
+fn action_name(action: &Action) -> &'static str {
+    match action {
+        Action::Wait(_) => "Wait",
+        Action::CreateIdentity { .. } => "CreateIdentity",
+        Action::AdoptIdentity { .. } => "AdoptIdentity",
+        Action::UpdateIdentity(_) => "UpdateIdentity",
+        Action::ApplyStaticObjects => "ApplyStaticObjects",
+        Action::CreateMember { .. } => "CreateMember",
+        Action::SetStart { .. } => "SetStart",
+        Action::Roll { .. } => "Roll",
+        Action::ForceNewCluster { .. } => "ForceNewCluster",
+        Action::Scale { .. } => "Scale",
+        Action::Fence { .. } => "Fence",
+        Action::DeleteMember { .. } => "DeleteMember",
+        Action::RetireClaim { .. } => "RetireClaim",
+        Action::GrowClaim { .. } => "GrowClaim",
+        Action::AddLearner { .. } => "AddLearner",
+        Action::Promote { .. } => "Promote",
+        Action::MoveLeader { .. } => "MoveLeader",
+        Action::RemoveMember { .. } => "RemoveMember",
+        Action::CompactForSpace { .. } => "CompactForSpace",
+        Action::Defragment { .. } => "Defragment",
+        Action::Disarm(_) => "Disarm",
+        Action::EnableAuth => "EnableAuth",
+        Action::Task { .. } => "Task",
+        Action::SetFinalizer { .. } => "SetFinalizer",
+        Action::DeleteData => "DeleteData",
+    }
+}
+
+/// Is the status worth a write? Sizes and revisions change with every write of a client; writing them each
+/// time would load the API server and wake this controller again.
+fn differs(previous: &ClusterStatus, current: &ClusterStatus, now: Timestamp) -> bool {
+    let without_numbers = |status: &ClusterStatus| {
+        let mut status = status.clone();
+        status.capacity = None;
+        for member in &mut status.members {
+            member.revision = None;
+            member.raft_lag = None;
+            member.db_size_bytes = None;
+            member.db_in_use_bytes = None;
+        }
+        status
+    };
+    if without_numbers(previous) != without_numbers(current) {
+        return true;
+    }
+    // Once a minute, spread by the second in which the pass happens to run.
+    previous != current
+        && u64::try_from(now.as_second()).unwrap_or(0) % STATUS_INTERVAL.as_secs() < 30
+}
+
+/// Writes a status as a whole: what is not in it any more goes away.
+pub(crate) async fn write_status<K, S>(
+    api: &Api<K>,
+    name: &str,
+    kind: &str,
+    status: &S,
+) -> kube::Result<()>
+where
+    K: Clone + DeserializeOwned + Debug,
+    S: Serialize,
+{
+    let body = json!({
+        "apiVersion": format!("{}/{}", metastore_operator_api::GROUP, metastore_operator_api::VERSION),
+        "kind": kind,
+        "metadata": {"name": name},
+        "status": status,
+    });
+    let parameters = PatchParams::apply(names::FIELD_MANAGER).force();
+    match api
+        .patch_status(name, &parameters, &Patch::Apply(&body))
+        .await
+    {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_forbidden(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        matches!(cause.downcast_ref::<kube::Error>(), Some(kube::Error::Api(status)) if status.code == 403)
+    })
+}
+
+async fn write_forbidden(
+    api: &Api<MetaStoreCluster>,
+    name: &str,
+    mut status: ClusterStatus,
+    error: &anyhow::Error,
+    now: Timestamp,
+) -> kube::Result<()> {
+    let previous = status.conditions.clone();
+    let generation = status.observed_generation.unwrap_or(0);
+    for condition in &mut status.conditions {
+        if condition.type_ == conditions::ACCEPTED {
+            *condition = metastore_operator_core::condition(
+                conditions::ACCEPTED,
+                Some(false),
+                reasons::FORBIDDEN_BY_RBAC,
+                format!("{error:#}"),
+                generation,
+                &previous,
+                now,
+            );
+        }
+    }
+    write_status(api, name, "MetaStoreCluster", &status).await
+}
