@@ -50,7 +50,8 @@ const PEER_HTTP_CONNECTIONS_MAX: usize = 256;
 /// How long a stopping leader tries to hand over. With the rest of the stop the process ends within
 /// 1.5 s.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_millis(700);
-/// How long a stopping member writes its memory to disk, which only makes the next start faster.
+/// How long a stopping member writes its memory to disk, which only makes the next start faster. What
+/// handing over did not need of its own time comes on top.
 const FINAL_FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 /// Bytes of commands since the last snapshot before the next one, unless `--snapshot-count` was set.
 /// The memory engine replays them at each start, in less than a second.
@@ -554,10 +555,8 @@ async fn stop_gently(node: &Arc<Node>) {
     }
     let engine = node.reader().engine();
     let flush = tokio::task::spawn_blocking(move || engine.flush());
-    if tokio::time::timeout(FINAL_FLUSH_TIMEOUT, flush)
-        .await
-        .is_err()
-    {
+    let left = (HAND_OVER_TIMEOUT + FINAL_FLUSH_TIMEOUT).saturating_sub(started.elapsed());
+    if tokio::time::timeout(left, flush).await.is_err() {
         tracing::info!("the final flush takes long; the next start replays the log instead");
     }
 }
