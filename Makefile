@@ -7,8 +7,9 @@ SHELL := bash
 
 ENVIRONMENT := source .ci/scripts/environment.sh
 
-# The tests start the server as a program, and cargo does not build one package's program for another's tests.
-PREPARE_TESTS := tests/tools/install.sh >/dev/null; tests/tools/install-clients.sh >/dev/null; cargo build --package metastore-server --package metastore-ctl --bins
+# The tests start our programs, and cargo does not build one package's program for another's tests. The whole
+# workspace at once: a selection of packages has other features, and all dependencies would be built twice.
+PREPARE_TESTS := tests/tools/install.sh >/dev/null; tests/tools/install-clients.sh >/dev/null; cargo build --workspace --bins --tests
 
 .PHONY: help
 help: ## show the targets
@@ -29,6 +30,10 @@ run-cluster: ## start three members on ports 2379, 2389 and 2399
 .PHONY: test
 test: ## run every test; builds etcd's programs once, to compare with
 	@$(ENVIRONMENT); $(PREPARE_TESTS); cargo test --workspace --no-fail-fast
+
+.PHONY: test-again
+test-again: ## run some test targets: TARGETS="--test process --lib"
+	@$(ENVIRONMENT); $(PREPARE_TESTS); cargo test --workspace --no-fail-fast $(TARGETS)
 
 .PHONY: check
 check: ## format, lints, licences and dependencies; writes nothing
