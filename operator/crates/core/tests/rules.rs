@@ -387,7 +387,8 @@ fn a_lost_majority_is_given_up_only_with_consent_that_names_the_cluster() {
         }
     );
     seen.members.truncate(1);
-    seen.members[0].probe = Probe::Failed("no leader".into());
+    // Without a majority its pod is not ready either.
+    fail(&mut seen, 1);
     assert_eq!(
         decide(&spec, &seen, now()).action,
         Action::ForceNewCluster { name: "m1".into() }

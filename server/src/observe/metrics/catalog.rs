@@ -516,10 +516,6 @@ const LOG_ENGINE_AND_SNAPSHOTS: &[Metric] = &[
 /// Keys and compaction.
 const KEYS_AND_COMPACTION: &[Metric] = &[
     gauge(
-        "etcd_debugging_auth_revision",
-        "The current revision of auth store.",
-    ),
-    gauge(
         "etcd_debugging_mvcc_compact_revision",
         "The revision of the last compaction in store.",
     ),

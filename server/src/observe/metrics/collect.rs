@@ -104,10 +104,6 @@ fn leadership(node: &Node, families: &mut Families) {
             flag(leader == Some(node.member_id)),
         ),
         ("etcd_server_is_learner", flag(node.is_learner())),
-        (
-            "etcd_debugging_auth_revision",
-            node.auth().revision() as f64,
-        ),
         ("etcd_server_proposals_committed_total", committed as f64),
         ("etcd_server_proposals_applied_total", applied as f64),
         (
