@@ -233,7 +233,6 @@ async fn run_async(mut config: Config) -> Result<(), RunError> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let tokens = TokenProvider::from_options(&config.auth_token, config.auth_token_ttl)?;
-    let auth = AuthManager::new(tokens, config.bcrypt_cost);
     let directory = prepare_data_directory(&config)?;
     listeners::generate_certificates(&mut config)?;
     let peer_sockets = listeners::bind_peers(&config)?;
@@ -302,6 +301,8 @@ async fn run_async(mut config: Config) -> Result<(), RunError> {
             ..LogOptions::default()
         },
     )?;
+    let replayed = log.state().last.map(|last| last.index);
+    let auth = AuthManager::new(tokens, config.bcrypt_cost, replayed);
     let is_restart = identity.log_exists;
     if !identity.log_exists {
         identity.log_exists = true;
