@@ -4,15 +4,17 @@ use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Request;
+use http::{Request, header};
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
+use hyper_util::rt::TokioIo;
 
-use crate::config::{ClusterState, Config, identity};
+use crate::config::{
+    ClusterState, Config, ConfigError, DiscoverySettings, InitialCluster, ListenUrl, identity,
+};
+use crate::discovery::{DiscoveryError, dns, registry};
 use crate::http::{CLUSTER_ID_HEADER, HttpMember};
 use crate::identity_file::{Identity, SeedMember};
+use crate::peer_transport::{PeerDialer, address_of};
 
 /// The longest that one peer may take to tell its members.
 const MEMBERS_TIMEOUT: Duration = Duration::from_secs(5);
@@ -28,6 +30,9 @@ pub enum BootstrapError {
     /// No peer told its members.
     #[error("cannot fetch cluster info from peer urls: {0}")]
     Peers(String),
+    /// The members were not found.
+    #[error(transparent)]
+    Discovery(#[from] DiscoveryError),
     /// The disk failed.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -37,20 +42,9 @@ pub enum BootstrapError {
 ///
 /// # Errors
 /// See [`BootstrapError`].
-pub async fn decide(config: &Config) -> Result<Identity, BootstrapError> {
-    let cluster = config
-        .initial_cluster()
-        .map_err(|error| BootstrapError::Configuration(error.to_string()))?;
-    let seeds: Vec<SeedMember> = cluster
-        .members
-        .iter()
-        .map(|(name, urls)| SeedMember {
-            id: identity::member_id(urls, &config.initial_cluster_token),
-            name: name.clone(),
-            peer_urls: urls.iter().map(ToString::to_string).collect(),
-            is_learner: false,
-        })
-        .collect();
+pub async fn decide(config: &Config, dialer: &PeerDialer) -> Result<Identity, BootstrapError> {
+    let (cluster, token) = named_members(config).await?;
+    let seeds = seeds_of(&cluster, token);
     match config.initial_cluster_state {
         ClusterState::New => {
             let own = seeds
@@ -63,7 +57,11 @@ pub async fn decide(config: &Config) -> Result<Identity, BootstrapError> {
                     ))
                 })?
                 .id;
-            refuse_if_bootstrapped(config, own, &seeds).await?;
+            refuse_if_bootstrapped(config, dialer, own, &seeds).await?;
+            let seeds = match &config.discovery {
+                None => seeds,
+                Some(discovery) => discover(discovery, own, &cluster).await?,
+            };
             Ok(Identity {
                 cluster_id: identity::cluster_id(seeds.iter().map(|seed| seed.id)),
                 member_id: own,
@@ -72,20 +70,72 @@ pub async fn decide(config: &Config) -> Result<Identity, BootstrapError> {
                 seeds,
             })
         }
-        ClusterState::Existing => join(config, &seeds).await,
+        ClusterState::Existing if config.discovery.is_some() => Err(BootstrapError::Configuration(
+            "discovery URL should not be set when joining existing initial cluster".to_owned(),
+        )),
+        ClusterState::Existing => join(config, dialer, &seeds).await,
     }
+}
+
+/// The members that the options name, and the token that makes their ids. With a registry this member
+/// knows only itself at first.
+async fn named_members(config: &Config) -> Result<(InitialCluster, &str), BootstrapError> {
+    let invalid = |error: ConfigError| BootstrapError::Configuration(error.to_string());
+    if let Some(discovery) = &config.discovery {
+        let own = config.initial_advertise_peer_urls.clone();
+        let members = [(config.name.clone(), own)].into();
+        return Ok((InitialCluster { members }, &discovery.token));
+    }
+    let cluster = match &config.discovery_srv {
+        Some(domain) => {
+            let found = dns::find(config, domain).await?;
+            config.check_cluster(&found).map_err(invalid)?
+        }
+        None => config.initial_cluster().map_err(invalid)?,
+    };
+    Ok((cluster, &config.initial_cluster_token))
+}
+
+fn seeds_of(cluster: &InitialCluster, token: &str) -> Vec<SeedMember> {
+    cluster
+        .members
+        .iter()
+        .map(|(name, urls)| SeedMember {
+            id: identity::member_id(urls, token),
+            name: name.clone(),
+            peer_urls: urls.iter().map(ToString::to_string).collect(),
+            is_learner: false,
+        })
+        .collect()
+}
+
+/// Waits in the registry for the other members.
+async fn discover(
+    discovery: &DiscoverySettings,
+    own: u64,
+    cluster: &InitialCluster,
+) -> Result<Vec<SeedMember>, BootstrapError> {
+    let found = registry::join(discovery, own, &cluster.to_string()).await?;
+    let cluster = InitialCluster::parse(&found).map_err(BootstrapError::Configuration)?;
+    if cluster.has_duplicate_url() {
+        return Err(BootstrapError::Configuration(format!(
+            "discovery cluster {cluster} has duplicate url"
+        )));
+    }
+    Ok(seeds_of(&cluster, &discovery.token))
 }
 
 /// A member that lost its data directory must not vote again as if it had never voted: when the
 /// cluster runs and knows this member as started, it has to be removed and added anew.
 async fn refuse_if_bootstrapped(
     config: &Config,
+    dialer: &PeerDialer,
     own: u64,
     seeds: &[SeedMember],
 ) -> Result<(), BootstrapError> {
     for seed in seeds.iter().filter(|seed| seed.id != own) {
         for peer_url in &seed.peer_urls {
-            let Ok((_, members)) = fetch_members(peer_url).await else {
+            let Ok((_, members)) = fetch_members(dialer, peer_url).await else {
                 continue;
             };
             let started = members
@@ -104,7 +154,11 @@ async fn refuse_if_bootstrapped(
     Ok(())
 }
 
-async fn join(config: &Config, seeds: &[SeedMember]) -> Result<Identity, BootstrapError> {
+async fn join(
+    config: &Config,
+    dialer: &PeerDialer,
+    seeds: &[SeedMember],
+) -> Result<Identity, BootstrapError> {
     let own_urls: Vec<String> = config
         .initial_advertise_peer_urls
         .iter()
@@ -113,7 +167,7 @@ async fn join(config: &Config, seeds: &[SeedMember]) -> Result<Identity, Bootstr
     let mut failures = Vec::new();
     for seed in seeds.iter().filter(|seed| seed.name != config.name) {
         for peer_url in &seed.peer_urls {
-            match fetch_members(peer_url).await {
+            match fetch_members(dialer, peer_url).await {
                 Ok((cluster_id, members)) => {
                     return identity_among(seeds.len(), &own_urls, cluster_id, &members);
                 }
@@ -180,16 +234,34 @@ fn identity_among(
 }
 
 /// Asks a peer port for the members: the cluster id and the list.
-async fn fetch_members(peer_url: &str) -> Result<(u64, Vec<HttpMember>), String> {
-    let client: Client<HttpConnector, Empty<Bytes>> =
-        Client::builder(TokioExecutor::new()).build_http();
-    let url = format!("{}/members", peer_url.trim_end_matches('/'));
-    let request = Request::get(&url)
-        .body(Empty::new())
+async fn fetch_members(
+    dialer: &PeerDialer,
+    peer_url: &str,
+) -> Result<(u64, Vec<HttpMember>), String> {
+    let url = ListenUrl::parse(peer_url)?;
+    let host = if url.is_unix() {
+        "localhost"
+    } else {
+        url.authority()
+    };
+    let request = Request::get("/members")
+        .header(header::HOST, host)
+        .body(Empty::<Bytes>::new())
         .map_err(|error| error.to_string())?;
     let exchange = async {
-        let response = client
-            .request(request)
+        let stream = dialer
+            .dial(&address_of(&url))
+            .await
+            .map_err(|error| error.to_string())?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| error.to_string())?;
+        // Its errors reach the request as well.
+        tokio::spawn(async move {
+            let _ = connection.await;
+        });
+        let response = sender
+            .send_request(request)
             .await
             .map_err(|error| error.to_string())?;
         let cluster_id = response

@@ -4,12 +4,11 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use metastore_consensus::{PeerError, PeerHandler, ProposeError};
+use metastore_consensus::{BoxedStream, PeerError, PeerHandler, ProposeError};
 use metastore_proto::etcdserverpb::{
     HashKvRequest, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
 };
 use prost::Message;
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 use crate::corruption::HashAnswer;
@@ -141,12 +140,12 @@ pub enum PeerEvent {
 pub struct PeerService {
     node: OnceLock<Arc<Node>>,
     events: mpsc::UnboundedSender<PeerEvent>,
-    http: mpsc::Sender<TcpStream>,
+    http: mpsc::Sender<BoxedStream>,
 }
 
 impl PeerService {
     /// A service that reports to `events` and hands connections that are no peer's to `http`.
-    pub fn new(events: mpsc::UnboundedSender<PeerEvent>, http: mpsc::Sender<TcpStream>) -> Self {
+    pub fn new(events: mpsc::UnboundedSender<PeerEvent>, http: mpsc::Sender<BoxedStream>) -> Self {
         Self {
             node: OnceLock::new(),
             events,
@@ -240,7 +239,7 @@ impl PeerHandler for PeerService {
         })
     }
 
-    fn foreign_connection(&self, stream: TcpStream) {
+    fn foreign_connection(&self, stream: BoxedStream) {
         // Full: more HTTP connections wait than anybody needs on the peer port; drop this one.
         let _ = self.http.try_send(stream);
     }

@@ -1,22 +1,20 @@
 //! From a configuration to a running member, and back to a stopped one.
 
 use std::collections::BTreeSet;
-use std::net::{TcpListener, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
-use metastore_consensus::{Consensus, ConsensusOptions, PeerAddress, PeerDirectory, StartError};
+use metastore_consensus::{
+    Consensus, ConsensusOptions, PeerAddress, PeerDirectory, PeerHandler, StartError,
+};
 use metastore_proto::internal::membership_command::Change;
 use metastore_proto::internal::{Bootstrap, MemberRecord, MembershipCommand};
 use metastore_raft_log::{LogIdentity, LogOptions, RaftLog, RealDisk};
 use metastore_store::engine::EngineError;
 use metastore_watch::{Hub, HubOptions};
 use prost::Message;
-use tokio::net::TcpStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
@@ -31,18 +29,20 @@ use crate::compaction;
 use crate::config::{Config, Engine, ListenUrl};
 use crate::corruption;
 use crate::engines::EngineDirectory;
-use crate::http::HttpService;
 use crate::identity_file::{self, Identity, SeedMember};
 use crate::lease_manager::LeaseManager;
-use crate::listen::{ClientThreads, sockets};
+use crate::listen::{ClientThreads, Traffic};
+use crate::listeners::{self, ClientSocket};
 use crate::member_directory::MemberDirectory;
 use crate::node::{GRPC_OVERHEAD_BYTES, Node};
 use crate::observe::metrics::{LogObserver, METRICS};
 use crate::observe::traces;
 use crate::peer_activity;
 use crate::peer_service::{PeerEvent, PeerService};
+use crate::peer_transport::{self, PeerDialer};
 use crate::space::SpaceGauge;
 use crate::tasks;
+use crate::tls::TlsError;
 use crate::waiters::Waiters;
 
 /// HTTP connections on the peer port that may wait to be served.
@@ -69,6 +69,9 @@ pub enum RunError {
     /// A file or a socket.
     #[error(transparent)]
     Io(#[from] std::io::Error),
+    /// Certificates, keys and URLs that do not fit.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// A data directory of etcd could not be taken over.
     #[error("cannot import the data directory of etcd: {0}")]
     Import(#[from] ImportError),
@@ -106,10 +109,7 @@ impl PeerDirectory for Peers {
         };
         urls.iter()
             .filter_map(|url| ListenUrl::parse(url).ok())
-            .map(|url| PeerAddress {
-                host: url.host.trim_matches(['[', ']']).to_owned(),
-                port: url.port,
-            })
+            .map(|url| peer_transport::address_of(&url))
             .collect()
     }
 
@@ -123,16 +123,6 @@ impl PeerDirectory for Peers {
             || (!directory.removed.contains(&member)
                 && self.seeds.iter().any(|seed| seed.id == member))
     }
-}
-
-fn bind_all(urls: &[ListenUrl]) -> std::io::Result<Vec<TcpListener>> {
-    let mut listeners = Vec::new();
-    for url in urls {
-        for address in url.authority().to_socket_addrs()? {
-            listeners.push(sockets::bind(address)?);
-        }
-    }
-    Ok(listeners)
 }
 
 fn prepare_data_directory(config: &Config) -> std::io::Result<PathBuf> {
@@ -228,7 +218,7 @@ pub fn run(config: Config) -> Result<(), RunError> {
     runtime.block_on(run_async(config))
 }
 
-async fn run_async(config: Config) -> Result<(), RunError> {
+async fn run_async(mut config: Config) -> Result<(), RunError> {
     if config.extensive_metrics {
         METRICS.measure_calls();
     }
@@ -242,17 +232,37 @@ async fn run_async(config: Config) -> Result<(), RunError> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let tokens = TokenProvider::from_options(&config.auth_token, config.auth_token_ttl)?;
-    let auth = AuthManager::new(tokens, config.bcrypt_cost);
     let directory = prepare_data_directory(&config)?;
-    let peer_listeners = bind_all(&config.listen_peer_urls)?;
-    let client_listeners = bind_all(&config.listen_client_urls)?;
+    listeners::generate_certificates(&mut config)?;
+    let peer_sockets = listeners::bind_peers(&config)?;
+    let client_sockets = listeners::bind_clients(&config)?;
+    // As etcd: without authorities of their own, members that were found by DNS are known by the
+    // domain.
+    let server_name = config
+        .discovery_srv
+        .clone()
+        .filter(|_| config.peer_tls.trusted_ca_file.is_none());
+    let dialer = PeerDialer::open(&config.peer_tls, server_name)?;
 
     let is_new = identity_file::read(&directory)?.is_none();
     import_at_start(&config, is_new)?;
     let mut identity = match identity_file::read(&directory)? {
-        Some(identity) => identity,
+        Some(identity) => {
+            if let Some(discovery) = &config.discovery {
+                tracing::warn!(
+                    token = discovery.token,
+                    "discovery token is ignored since cluster already initialized; valid logs are found"
+                );
+            }
+            identity
+        }
         None => {
-            let identity = bootstrap::decide(&config).await?;
+            // Finding the other members may take for ever.
+            let identity = tokio::select! {
+                identity = bootstrap::decide(&config, &dialer) => identity?,
+                _ = terminate.recv() => return Ok(()),
+                _ = interrupt.recv() => return Ok(()),
+            };
             identity_file::write(&directory, &identity)?;
             identity
         }
@@ -290,6 +300,8 @@ async fn run_async(config: Config) -> Result<(), RunError> {
             ..LogOptions::default()
         },
     )?;
+    let replayed = log.state().last.map(|last| last.index);
+    let auth = AuthManager::new(tokens, config.bcrypt_cost, replayed);
     let is_restart = identity.log_exists;
     if !identity.log_exists {
         identity.log_exists = true;
@@ -342,13 +354,16 @@ async fn run_async(config: Config) -> Result<(), RunError> {
         directory: Arc::clone(&application.directory),
         seeds: identity.seeds.clone(),
     });
-    let consensus = Consensus::start(
+    let handler = Arc::clone(&peer_service) as Arc<dyn PeerHandler>;
+    let for_listeners = Arc::clone(&handler);
+    let consensus = Consensus::start_with_transport(
         consensus_options(&config, &identity),
         log,
         Arc::clone(&application) as _,
         peers,
-        peer_listeners,
-        Arc::clone(&peer_service) as _,
+        Arc::new(dialer),
+        move || peer_transport::listeners(peer_sockets, &for_listeners),
+        handler,
     )?;
     let (stop, stopping) = watch::channel(false);
     let node = Arc::new(Node::new(
@@ -378,7 +393,10 @@ async fn run_async(config: Config) -> Result<(), RunError> {
     node.consensus.campaign_if_alone().await;
 
     start_threads(&node, &events)?;
-    tokio::spawn(serve_peer_http(Arc::clone(&node), http_connections));
+    tokio::spawn(listeners::serve_peer_http(
+        Arc::clone(&node),
+        http_connections,
+    ));
     tokio::spawn(tasks::follow_leadership(
         Arc::clone(&node),
         bootstrap_command(&identity),
@@ -394,7 +412,7 @@ async fn run_async(config: Config) -> Result<(), RunError> {
     tokio::spawn(tasks::defragment_at_start(Arc::clone(&node)));
     tokio::spawn(tasks::expire_tokens(Arc::clone(&node)));
     tokio::spawn(peer_activity::run(Arc::clone(&node)));
-    tokio::spawn(serve_clients(Arc::clone(&node), client_listeners));
+    serve_clients(&node, client_sockets)?;
 
     let outcome = tokio::select! {
         _ = terminate.recv() => { tracing::info!(signal = "terminated", "received signal; shutting down"); Ok(()) }
@@ -469,60 +487,40 @@ fn client_thread_count(config: &Config) -> usize {
     thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2))
 }
 
-async fn serve_clients(node: Arc<Node>, listeners: Vec<TcpListener>) {
-    // A member serves clients once its cluster knows it: etcd's "ready".
-    tasks::publish(Arc::clone(&node)).await;
-    let mut status = node.watch_status();
-    if status
-        .wait_for(|status| status.leader.is_some())
-        .await
-        .is_err()
-    {
-        return;
+/// Serves health and metrics at once, because probes ask a member that is still starting, and the
+/// other endpoints when the member is ready.
+fn serve_clients(node: &Arc<Node>, sockets: Vec<ClientSocket>) -> std::io::Result<()> {
+    let threads = Arc::new(ClientThreads::start(
+        node,
+        client_thread_count(&node.config),
+    )?);
+    let (metrics, others): (Vec<_>, Vec<_>) = sockets
+        .into_iter()
+        .partition(|socket| socket.endpoint.traffic == Traffic::Metrics);
+    for socket in metrics {
+        socket.serve(&threads)?;
     }
-    let threads = match ClientThreads::start(&node, client_thread_count(&node.config)) {
-        Ok(threads) => Arc::new(threads),
-        Err(error) => {
-            tracing::error!(%error, "failed to start the client threads");
+    let node = Arc::clone(node);
+    tokio::spawn(async move {
+        // A member serves clients once its cluster knows it: etcd's "ready".
+        tasks::publish(Arc::clone(&node)).await;
+        let mut status = node.watch_status();
+        if status
+            .wait_for(|status| status.leader.is_some())
+            .await
+            .is_err()
+        {
             return;
         }
-    };
-    tracing::info!("ready to serve client requests");
-    for listener in listeners {
-        let address = listener.local_addr();
-        match tokio::net::TcpListener::from_std(listener) {
-            Ok(listener) => {
-                let threads = Arc::clone(&threads);
-                tokio::spawn(async move { threads.accept(listener).await });
-            }
-            Err(error) => {
+        for socket in others {
+            tracing::info!("ready to serve client requests");
+            if let Err(error) = socket.serve(&threads) {
                 tracing::error!(%error, "failed to listen for clients");
                 return;
             }
         }
-        tracing::info!(
-            "traffic" = "grpc+http",
-            address = address
-                .map(|address| address.to_string())
-                .unwrap_or_default(),
-            "serving client traffic insecurely; this is strongly discouraged!"
-        );
-    }
-}
-
-async fn serve_peer_http(node: Arc<Node>, mut connections: mpsc::Receiver<TcpStream>) {
-    while let Some(stream) = connections.recv().await {
-        let service = HttpService::new(Arc::clone(&node));
-        tokio::spawn(async move {
-            let answer = service_fn(move |request| {
-                let service = service.clone();
-                async move { Ok::<_, std::convert::Infallible>(service.call_peer(&request)) }
-            });
-            let _ = hyper::server::conn::http1::Builder::new()
-                .serve_connection(TokioIo::new(stream), answer)
-                .await;
-        });
-    }
+    });
+    Ok(())
 }
 
 /// Hands the leadership to the follower that has been connected longest, and writes what is in

@@ -1,6 +1,6 @@
 // clientv3-check drives a store with etcd's own Go client and checks what comes back.
 //
-//	clientv3-check -endpoints URL[,URL] [-duration 10s] COMMAND
+//	clientv3-check -endpoints URL[,URL] [-cacert FILE [-cert FILE -key FILE]] [-duration 10s] COMMAND
 //
 // Each command works on keys below "check/COMMAND/" of its own. It prints one line of JSON and
 // exits 0, or says what was wrong and exits 1. The commands `watch`, `keepalive` and `relogin` print READY
@@ -9,6 +9,8 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -61,6 +63,29 @@ func fail(format string, arguments ...any) {
 	os.Exit(1)
 }
 
+// secure reads the files of TLS; nil without an authority.
+func secure(authority, certificate, key string) *tls.Config {
+	if authority == "" {
+		return nil
+	}
+	pem, err := os.ReadFile(authority)
+	if err != nil {
+		fail("cannot read -cacert: %v", err)
+	}
+	config := &tls.Config{RootCAs: x509.NewCertPool()}
+	if !config.RootCAs.AppendCertsFromPEM(pem) {
+		fail("no certificate in %s", authority)
+	}
+	if certificate != "" {
+		own, err := tls.LoadX509KeyPair(certificate, key)
+		if err != nil {
+			fail("cannot read -cert and -key: %v", err)
+		}
+		config.Certificates = []tls.Certificate{own}
+	}
+	return config
+}
+
 var commands = map[string]func(context.Context, *check){
 	"kv":        keyValue,
 	"txn":       transactions,
@@ -78,6 +103,9 @@ var commands = map[string]func(context.Context, *check){
 
 func main() {
 	endpoints := flag.String("endpoints", "http://127.0.0.1:2379", "client URLs, separated by commas")
+	authority := flag.String("cacert", "", "certificate authorities of the servers, for https URLs")
+	certificate := flag.String("cert", "", "own certificate")
+	key := flag.String("key", "", "key of the own certificate")
 	duration := flag.Duration("duration", 5*time.Second, "how long watch and keepalive run")
 	flag.Parse()
 	name := flag.Arg(0)
@@ -88,6 +116,7 @@ func main() {
 
 	config := clientv3.Config{
 		Endpoints:   strings.Split(*endpoints, ","),
+		TLS:         secure(*authority, *certificate, *key),
 		DialTimeout: 5 * time.Second,
 		Logger:      zap.NewNop(),
 	}

@@ -1,13 +1,18 @@
 //! gRPC clients for one endpoint.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use hyper_util::rt::TokioIo;
 use metastore_proto::KeyValue;
 use metastore_proto::etcdserverpb::{
     self as pb, cluster_client::ClusterClient, kv_client::KvClient, lease_client::LeaseClient,
     maintenance_client::MaintenanceClient, watch_client::WatchClient,
 };
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
@@ -52,6 +57,27 @@ impl Client {
                 .connect_timeout(CONNECT_TIMEOUT)
                 .timeout(limit)
                 .connect_lazy(),
+        )
+    }
+
+    /// A client that speaks TLS to `host:port`, and connects when it is first used.
+    pub fn secure(address: &str, config: Arc<ClientConfig>) -> Self {
+        let name = address.rsplit_once(':').map_or(address, |(host, _)| host);
+        let name = ServerName::try_from(name.to_owned()).expect("fixtures make valid names");
+        let connector = TlsConnector::from(config);
+        let target = address.to_owned();
+        let connect = tower::service_fn(move |_| {
+            let (connector, name, target) = (connector.clone(), name.clone(), target.clone());
+            async move {
+                let stream = tokio::net::TcpStream::connect(target).await?;
+                Ok::<_, std::io::Error>(TokioIo::new(connector.connect(name, stream).await?))
+            }
+        });
+        Self::with_channel(
+            Endpoint::from_shared(format!("http://{address}"))
+                .expect("fixtures make valid addresses")
+                .connect_timeout(CONNECT_TIMEOUT)
+                .connect_with_connector_lazy(connect),
         )
     }
 

@@ -6,7 +6,7 @@
 //!
 //! * [`programs`]: where the programs are.
 //! * [`member`], [`cluster`]: processes under test.
-//! * [`client`]: gRPC clients.
+//! * [`client`]: gRPC clients; [`certificates`]: authorities and what they sign.
 //! * [`script`]: the language of the differential tests; [`script_runner`] runs it on a store;
 //!   [`script_generator`] makes random ones.
 //! * [`history`]: what clients saw, and whether a linearizable store could have shown it.
@@ -15,6 +15,7 @@
 //!   it comes.
 //! * [`eventually`]: the only way to wait.
 
+pub mod certificates;
 pub mod client;
 pub mod cluster;
 pub mod exposition;

@@ -52,11 +52,14 @@ pub fn free_port() -> u16 {
 pub struct MemberBuilder {
     program: Program,
     name: String,
+    client_scheme: &'static str,
     client_port: u16,
+    peer_scheme: &'static str,
     peer_port: u16,
     /// `name=url` of all initial members; empty for this one alone.
     initial_cluster: Vec<(String, String)>,
     existing: bool,
+    finds_members: bool,
     folder: Arc<TempDir>,
     data_folder: PathBuf,
     arguments: Vec<String>,
@@ -76,10 +79,13 @@ impl MemberBuilder {
         Self {
             program,
             name: "default".into(),
+            client_scheme: "http",
             client_port: free_port(),
+            peer_scheme: "http",
             peer_port: free_port(),
             initial_cluster: Vec::new(),
             existing: false,
+            finds_members: false,
             folder,
             data_folder,
             arguments: Vec::new(),
@@ -97,6 +103,28 @@ impl MemberBuilder {
     pub fn flag(mut self, argument: impl Into<String>) -> Self {
         self.arguments.push(argument.into());
         self
+    }
+
+    /// Gives clients an `https` URL. The certificate comes by flags.
+    pub fn secure_clients(mut self) -> Self {
+        self.client_scheme = "https";
+        self
+    }
+
+    /// Gives members an `https` URL. The certificate comes by flags.
+    pub fn secure_peers(mut self) -> Self {
+        self.peer_scheme = "https";
+        self
+    }
+
+    /// `host:port` of its client URL.
+    pub fn client_address(&self) -> String {
+        format!("127.0.0.1:{}", self.client_port)
+    }
+
+    /// `host:port` of its peer URL.
+    pub fn peer_address(&self) -> String {
+        format!("127.0.0.1:{}", self.peer_port)
     }
 
     /// Sets an environment variable.
@@ -134,6 +162,12 @@ impl MemberBuilder {
         self
     }
 
+    /// Names no members at all: they are found.
+    pub fn without_initial_cluster(mut self) -> Self {
+        self.finds_members = true;
+        self
+    }
+
     /// Joins a running cluster instead of forming one.
     pub fn joining(mut self, members: Vec<(String, String)>) -> Self {
         self.initial_cluster = members;
@@ -143,7 +177,7 @@ impl MemberBuilder {
 
     /// The URL that other members use.
     pub fn peer_url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.peer_port)
+        format!("{}://{}", self.peer_scheme, self.peer_address())
     }
 
     /// The member's name.
@@ -153,7 +187,7 @@ impl MemberBuilder {
 
     /// All arguments of the command line.
     pub fn command_line(&self) -> Vec<String> {
-        let client = format!("http://127.0.0.1:{}", self.client_port);
+        let client = format!("{}://{}", self.client_scheme, self.client_address());
         let peer = self.peer_url();
         let initial = if self.initial_cluster.is_empty() {
             format!("{}={peer}", self.name)
@@ -179,6 +213,9 @@ impl MemberBuilder {
                 if self.existing { "existing" } else { "new" }
             ),
         ];
+        if self.finds_members {
+            arguments.retain(|argument| !argument.starts_with("--initial-cluster"));
+        }
         arguments.extend(self.arguments.iter().cloned());
         arguments
     }
@@ -238,12 +275,13 @@ impl Member {
 
     /// Its client URL.
     pub fn endpoint(&self) -> String {
-        format!("http://127.0.0.1:{}", self.builder.client_port)
+        let builder = &self.builder;
+        format!("{}://{}", builder.client_scheme, builder.client_address())
     }
 
     /// `host:port` of its client URL.
     pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.builder.client_port)
+        self.builder.client_address()
     }
 
     /// Its data folder.

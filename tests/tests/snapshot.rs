@@ -23,6 +23,8 @@ mod memory;
 mod offline;
 #[path = "snapshot/stream.rs"]
 mod stream;
+#[path = "snapshot/users.rs"]
+mod users;
 
 /// A test that takes longer hangs.
 const TEST_LIMIT: Duration = Duration::from_secs(180);
@@ -144,6 +146,8 @@ struct Digest {
 
 impl Digest {
     async fn of(client: &Client) -> Self {
+        // A hash is of what the member has; a linearizable read makes it wait for everything.
+        client.get("anything").await.unwrap();
         let hash = client
             .maintenance
             .clone()

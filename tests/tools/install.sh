@@ -133,7 +133,8 @@ MODULE
 GOFLAGS=${GOFLAGS/-mod=mod/-mod=readonly} build "$program_sources" "$own/clientv3-check" .
 [[ -x $bin/benchmark ]] || build "$benchmark_module" "$bin/benchmark" go.etcd.io/etcd/v3/tools/benchmark
 
-"$bin/etcd" --version | grep -q "etcd Version: $ETCD_VERSION" || {
+# Not through a pipe: grep ends at the first line, and etcd would fail to write the others.
+grep -q "etcd Version: $ETCD_VERSION" <<<"$("$bin/etcd" --version)" || {
   say "the etcd that was built is not $ETCD_VERSION"
   exit 1
 }

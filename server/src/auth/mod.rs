@@ -36,6 +36,9 @@ pub struct AuthManager {
     /// Passwords that may be hashed at one time: one for each core, so that clients that log in do
     /// not take the blocking threads away from those that read.
     hashing: Semaphore,
+    /// Last entry of the log when the process started. Up to it, entries may be replayed, and tokens
+    /// whose life was over long ago must not live again: a restart forgets all tokens.
+    replayed: Option<u64>,
     started: Instant,
 }
 
@@ -53,8 +56,8 @@ enum LookUp {
 
 impl AuthManager {
     /// A manager without users; [`AuthManager::load`] gives it the stored ones. `bcrypt_cost` is
-    /// `--bcrypt-cost`.
-    pub fn new(tokens: TokenProvider, bcrypt_cost: u64) -> Self {
+    /// `--bcrypt-cost`, `replayed` the last entry of the log at the start of the process.
+    pub fn new(tokens: TokenProvider, bcrypt_cost: u64, replayed: Option<u64>) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
         Self {
             enabled: AtomicBool::new(false),
@@ -62,6 +65,7 @@ impl AuthManager {
             tokens,
             bcrypt_cost: BcryptCost::new(bcrypt_cost),
             hashing: Semaphore::new(cores),
+            replayed,
             started: Instant::now(),
         }
     }
@@ -179,6 +183,7 @@ impl AuthManager {
             return;
         };
         match change.change {
+            TokenChange::Assign { .. } if Some(change.index) <= self.replayed => {}
             TokenChange::Assign { user, prefix } => {
                 let token = simple_token(&prefix, change.index);
                 tokens.assign(&token, &user, self.now());

@@ -17,7 +17,9 @@ use metastore_proto::internal::MemberRecord;
 use super::etcd_entries::{Voters, translate};
 use super::etcd_messages::StoredMember;
 use super::human_bytes::human_bytes;
-use super::import::{ImportError, Imported, NewMember, Target, import};
+use super::import::{
+    ImportError, Imported, KEPT_LOG_FOLDER, NewMember, Target, import, is_etcd_log,
+};
 use crate::config::Config;
 use crate::identity_file::{Identity, SeedMember};
 use crate::member_directory::Directory;
@@ -26,7 +28,6 @@ const SNAPSHOT_FOLDER: &str = "snap";
 const LOG_FOLDER: &str = "wal";
 /// Where etcd's files are kept after the import.
 const KEPT_SNAPSHOT_FOLDER: &str = "etcd-snap";
-const KEPT_LOG_FOLDER: &str = "etcd-wal";
 const DATABASE: &str = "db";
 
 /// The files of a member of etcd.
@@ -43,7 +44,11 @@ impl EtcdDirectory {
     pub fn new(data_directory: &Path, wal_directory: Option<&Path>) -> Self {
         let member_directory = data_directory.join("member");
         let log_directory = match wal_directory {
-            Some(directory) => directory.to_owned(),
+            // An import that was interrupted may have put etcd's log aside already.
+            Some(directory) => match holds_etcd_log(directory) {
+                true => directory.to_owned(),
+                false => directory.join(KEPT_LOG_FOLDER),
+            },
             None => member_directory.join(LOG_FOLDER),
         };
         Self {
@@ -237,11 +242,14 @@ pub fn import_at_start(config: &Config, is_new: bool) -> Result<(), ImportError>
     put_aside(&source, config.wal_dir.is_some())
 }
 
+fn holds_etcd_log(directory: &Path) -> bool {
+    fs::read_dir(directory)
+        .is_ok_and(|entries| entries.flatten().any(|entry| is_etcd_log(&entry.path())))
+}
+
 fn put_aside(source: &EtcdDirectory, log_is_elsewhere: bool) -> Result<(), ImportError> {
     let member = &source.member_directory;
-    if log_is_elsewhere {
-        put_log_aside(&source.log_directory)?;
-    } else {
+    if !log_is_elsewhere {
         rename(&source.log_directory, &member.join(KEPT_LOG_FOLDER))?;
     }
     // Last, because its presence is what says that there is something to put aside.
@@ -252,26 +260,6 @@ fn put_aside(source: &EtcdDirectory, log_is_elsewhere: bool) -> Result<(), Impor
         path = %to.display(),
         "etcd's files are kept aside; delete them when the member works"
     );
-    Ok(())
-}
-
-/// A log directory of its own may be a mount point, so its files move instead of itself.
-fn put_log_aside(directory: &Path) -> Result<(), ImportError> {
-    let kept = directory.join(KEPT_LOG_FOLDER);
-    let failed = |source| ImportError::Io {
-        verb: "put aside the files in",
-        path: directory.to_owned(),
-        source,
-    };
-    fs::create_dir_all(&kept).map_err(failed)?;
-    for entry in fs::read_dir(directory).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
-        if path.extension().is_some_and(|extension| extension == "wal")
-            && let Some(name) = path.file_name()
-        {
-            rename(&path, &kept.join(name))?;
-        }
-    }
     Ok(())
 }
 

@@ -6,11 +6,14 @@
 
 use std::collections::BTreeSet;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use metastore_backup_file::etcd_log::{EtcdConfChange, EtcdEntry};
 use metastore_proto::internal::{
-    ClusterVersionSet, Command, LeaseRevokeCommand, MemberPublish, MemberRecord, MemberUpdate,
-    MembershipCommand, command::Request, membership_command::Change,
+    ClusterVersionSet, Command, DowngradeInfoSet, LeaseRevokeCommand, MemberPublish, MemberRecord,
+    MemberUpdate, MembershipCommand, UserAddCommand, UserChangePasswordCommand, command::Request,
+    membership_command::Change,
 };
 use metastore_proto::peer;
 use metastore_raft_log::LogEntry;
@@ -97,6 +100,7 @@ fn unknown(index: u64, what: &str) -> ImportError {
 fn request(data: Bytes, index: u64, lease_ttl_min: i64) -> Result<Command, ImportError> {
     let request =
         EtcdRequest::decode(data).map_err(|error| unknown(index, &format!("damaged ({error})")))?;
+    let auth_change = auth_request(&request, index)?;
     let header = request.header.unwrap_or_default();
     let translated = if let Some(put) = request.put {
         Some(Request::Put(put))
@@ -129,10 +133,20 @@ fn request(data: Bytes, index: u64, lease_ttl_min: i64) -> Result<Command, Impor
             name: attributes.name,
             client_urls: attributes.client_urls,
         }))
-    } else if request.range.is_some() {
+    } else if let Some(set) = request.downgrade_info_set {
+        Some(Request::DowngradeInfoSet(DowngradeInfoSet {
+            enabled: set.enabled,
+            target_version: match set.enabled {
+                true => set.version,
+                false => String::new(),
+            },
+        }))
+    } else if request.range.is_some() || request.authenticate.is_some() {
         None
+    } else if let Some(change) = auth_change {
+        Some(change)
     } else {
-        return Err(unknown(index, "a change of users, roles or the version"));
+        return Err(unknown(index, "a request of an unknown kind"));
     };
     Ok(Command {
         origin_member: 0,
@@ -140,6 +154,50 @@ fn request(data: Bytes, index: u64, lease_ttl_min: i64) -> Result<Command, Impor
         username: header.username,
         auth_revision: header.auth_revision,
         request: translated,
+    })
+}
+
+/// A change of users and roles.
+fn auth_request(request: &EtcdRequest, index: u64) -> Result<Option<Request>, ImportError> {
+    // etcd puts the hash of a password into the log, in base64.
+    let password_hash = |hash: &str| {
+        BASE64
+            .decode(hash)
+            .map(Bytes::from)
+            .map_err(|error| unknown(index, &format!("damaged ({error})")))
+    };
+    Ok(if let Some(enable) = request.auth_enable {
+        Some(Request::AuthEnable(enable))
+    } else if let Some(disable) = request.auth_disable {
+        Some(Request::AuthDisable(disable))
+    } else if let Some(add) = request.auth_user_add.clone() {
+        Some(Request::AuthUserAdd(UserAddCommand {
+            password_hash: password_hash(&add.hashed_password)?,
+            name: add.name,
+            options: add.options,
+        }))
+    } else if let Some(delete) = request.auth_user_delete.clone() {
+        Some(Request::AuthUserDelete(delete))
+    } else if let Some(change) = request.auth_user_change_password.clone() {
+        Some(Request::AuthUserChangePassword(UserChangePasswordCommand {
+            password_hash: password_hash(&change.hashed_password)?,
+            name: change.name,
+        }))
+    } else if let Some(grant) = request.auth_user_grant_role.clone() {
+        Some(Request::AuthUserGrantRole(grant))
+    } else if let Some(revoke) = request.auth_user_revoke_role.clone() {
+        Some(Request::AuthUserRevokeRole(revoke))
+    } else if let Some(add) = request.auth_role_add.clone() {
+        Some(Request::AuthRoleAdd(add))
+    } else if let Some(delete) = request.auth_role_delete.clone() {
+        Some(Request::AuthRoleDelete(delete))
+    } else if let Some(grant) = request.auth_role_grant_permission.clone() {
+        Some(Request::AuthRoleGrantPermission(grant))
+    } else {
+        request
+            .auth_role_revoke_permission
+            .clone()
+            .map(Request::AuthRoleRevokePermission)
     })
 }
 

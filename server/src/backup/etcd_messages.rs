@@ -153,12 +153,70 @@ pub struct EtcdRequest {
     /// A checkpoint of leases.
     #[prost(message, optional, tag = "11")]
     pub lease_checkpoint: Option<pb::LeaseCheckpointRequest>,
+    /// AuthEnable.
+    #[prost(message, optional, tag = "1000")]
+    pub auth_enable: Option<pb::AuthEnableRequest>,
+    /// AuthDisable.
+    #[prost(message, optional, tag = "1011")]
+    pub auth_disable: Option<pb::AuthDisableRequest>,
+    /// Gives out a token; tokens do not survive a restart.
+    #[prost(message, optional, tag = "1012")]
+    pub authenticate: Option<EtcdAuthenticate>,
+    /// AuthUserAdd.
+    #[prost(message, optional, tag = "1100")]
+    pub auth_user_add: Option<pb::AuthUserAddRequest>,
+    /// AuthUserDelete.
+    #[prost(message, optional, tag = "1101")]
+    pub auth_user_delete: Option<pb::AuthUserDeleteRequest>,
+    /// AuthUserChangePassword.
+    #[prost(message, optional, tag = "1103")]
+    pub auth_user_change_password: Option<pb::AuthUserChangePasswordRequest>,
+    /// AuthUserGrantRole.
+    #[prost(message, optional, tag = "1104")]
+    pub auth_user_grant_role: Option<pb::AuthUserGrantRoleRequest>,
+    /// AuthUserRevokeRole.
+    #[prost(message, optional, tag = "1105")]
+    pub auth_user_revoke_role: Option<pb::AuthUserRevokeRoleRequest>,
+    /// AuthRoleAdd.
+    #[prost(message, optional, tag = "1200")]
+    pub auth_role_add: Option<pb::AuthRoleAddRequest>,
+    /// AuthRoleDelete.
+    #[prost(message, optional, tag = "1201")]
+    pub auth_role_delete: Option<pb::AuthRoleDeleteRequest>,
+    /// AuthRoleGrantPermission.
+    #[prost(message, optional, tag = "1203")]
+    pub auth_role_grant_permission: Option<pb::AuthRoleGrantPermissionRequest>,
+    /// AuthRoleRevokePermission.
+    #[prost(message, optional, tag = "1204")]
+    pub auth_role_revoke_permission: Option<pb::AuthRoleRevokePermissionRequest>,
     /// The version that all members run.
     #[prost(message, optional, tag = "1300")]
     pub cluster_version_set: Option<EtcdClusterVersionSet>,
     /// A member's name and client URLs.
     #[prost(message, optional, tag = "1301")]
     pub member_attributes_set: Option<EtcdMemberAttributesSet>,
+    /// The begin or the end of a downgrade.
+    #[prost(message, optional, tag = "1302")]
+    pub downgrade_info_set: Option<EtcdDowngradeInfoSet>,
+}
+
+/// `membershippb.DowngradeInfoSetRequest`.
+#[derive(Clone, PartialEq, Message)]
+pub struct EtcdDowngradeInfoSet {
+    /// Whether it begins.
+    #[prost(bool, tag = "1")]
+    pub enabled: bool,
+    /// The version to go back to.
+    #[prost(string, tag = "2")]
+    pub version: String,
+}
+
+/// `etcdserverpb.InternalAuthenticateRequest`.
+#[derive(Clone, PartialEq, Message)]
+pub struct EtcdAuthenticate {
+    /// The user.
+    #[prost(string, tag = "1")]
+    pub name: String,
 }
 
 /// `etcdserverpb.RequestHeader`.

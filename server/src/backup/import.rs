@@ -42,6 +42,8 @@ const STAGING: &str = "importing";
 /// What an import makes beside the log and the identity.
 const PARTS: [&str; 2] = ["store", "snapshot"];
 const LOG: &str = "log";
+/// Where etcd's log is kept.
+pub(super) const KEPT_LOG_FOLDER: &str = "etcd-wal";
 
 /// Why a database was not imported. Nothing was changed then.
 #[derive(Debug, thiserror::Error)]
@@ -112,15 +114,6 @@ pub struct Target<'a> {
     pub engine: Engine,
 }
 
-impl Target<'_> {
-    fn log_directory(&self) -> PathBuf {
-        match self.wal_directory {
-            Some(directory) => directory.to_owned(),
-            None => self.member_directory.join(LOG),
-        }
-    }
-}
-
 /// Makes the member's directory from the database.
 ///
 /// # Errors
@@ -143,26 +136,20 @@ pub fn import(
     }
     fs::create_dir(&staging).map_err(io_error("create", &staging))?;
     let imported = fill_engine(database, member, target.engine, &staging)?;
-    // A log elsewhere may be on another disk, so it is made in its place; the identity decides
-    // whether it counts.
-    let log_directory = match target.wal_directory {
-        Some(directory) => directory.to_owned(),
-        None => staging.join(LOG),
-    };
-    make_log(member, &log_directory)?;
-    let moved = PARTS.iter().chain(match target.wal_directory {
-        Some(_) => None,
-        None => Some(&LOG),
-    });
-    for part in moved {
-        let (from, to) = (staging.join(part), target.member_directory.join(part));
-        fs::rename(&from, &to).map_err(io_error("move", &from))?;
+    match target.wal_directory {
+        Some(directory) => make_log_elsewhere(member, directory)?,
+        None => {
+            make_log(member, &staging.join(LOG))?;
+            rename(&staging.join(LOG), &target.member_directory.join(LOG))?;
+        }
+    }
+    for part in PARTS {
+        rename(&staging.join(part), &target.member_directory.join(part))?;
     }
     sync_directory(target.member_directory)?;
     identity_file::write(target.member_directory, &member.identity)
         .map_err(io_error("write", target.member_directory))?;
     remove(&staging)?;
-    tracing::debug!(log = %target.log_directory().display(), "import is complete");
     Ok(imported)
 }
 
@@ -175,6 +162,45 @@ fn remove(path: &Path) -> Result<(), ImportError> {
     }
 }
 
+fn rename(from: &Path, to: &Path) -> Result<(), ImportError> {
+    fs::rename(from, to).map_err(io_error("move", from))
+}
+
+/// Makes the log in a directory of its own. It may be a mount point on another disk and may hold etcd's
+/// log, so files move instead of the directory: etcd's aside, then ours in.
+fn make_log_elsewhere(member: &NewMember, directory: &Path) -> Result<(), ImportError> {
+    let staging = directory.join(STAGING);
+    remove(&staging)?;
+    fs::create_dir_all(&staging).map_err(io_error("create", &staging))?;
+    make_log(member, &staging)?;
+    put_etcd_log_aside(directory)?;
+    for entry in fs::read_dir(&staging).map_err(io_error("list", &staging))? {
+        let entry = entry.map_err(io_error("list", &staging))?;
+        rename(&entry.path(), &directory.join(entry.file_name()))?;
+    }
+    remove(&staging)?;
+    sync_directory(directory)
+}
+
+fn put_etcd_log_aside(directory: &Path) -> Result<(), ImportError> {
+    let kept = directory.join(KEPT_LOG_FOLDER);
+    for entry in fs::read_dir(directory).map_err(io_error("list", directory))? {
+        let path = entry.map_err(io_error("list", directory))?.path();
+        if is_etcd_log(&path)
+            && let Some(name) = path.file_name()
+        {
+            fs::create_dir_all(&kept).map_err(io_error("create", &kept))?;
+            rename(&path, &kept.join(name))?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a file is one of etcd's log.
+pub(super) fn is_etcd_log(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "wal")
+}
+
 /// Removes what an import that did not finish has made beside etcd's files.
 fn remove_own_log(directory: &Path) -> Result<(), ImportError> {
     let entries = match fs::read_dir(directory) {
@@ -183,8 +209,7 @@ fn remove_own_log(directory: &Path) -> Result<(), ImportError> {
     };
     for entry in entries {
         let path = entry.map_err(io_error("list", directory))?.path();
-        let is_etcds = path.extension().is_some_and(|extension| extension == "wal");
-        if path.is_file() && !is_etcds {
+        if path.is_file() && !is_etcd_log(&path) {
             fs::remove_file(&path).map_err(io_error("remove", &path))?;
         }
     }

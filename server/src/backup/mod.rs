@@ -12,3 +12,5 @@ pub mod etcd_output;
 pub mod export;
 pub mod human_bytes;
 pub mod import;
+#[cfg(test)]
+mod tests;

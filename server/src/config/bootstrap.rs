@@ -54,7 +54,9 @@ impl InitialCluster {
         identity::cluster_id(self.member_ids(token).into_values())
     }
 
-    fn has_duplicate_url(&self) -> bool {
+    /// Whether two members, or one twice, have the same URL.
+    #[must_use]
+    pub fn has_duplicate_url(&self) -> bool {
         let mut seen = BTreeSet::new();
         self.members
             .values()
@@ -85,7 +87,16 @@ impl Config {
     ///
     /// Etcd's texts, for example `couldn't find local name "a" in the initial cluster configuration`.
     pub fn initial_cluster(&self) -> Result<InitialCluster, ConfigError> {
-        let cluster = InitialCluster::parse(&self.initial_cluster_text).map_err(|error| {
+        self.check_cluster(&self.initial_cluster_text)
+    }
+
+    /// As [`Config::initial_cluster`], for a list of members that came from elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// As [`Config::initial_cluster`].
+    pub fn check_cluster(&self, text: &str) -> Result<InitialCluster, ConfigError> {
+        let cluster = InitialCluster::parse(text).map_err(|error| {
             ConfigError::invalid(format!("error setting up initial cluster: {error}"))
         })?;
         let Some(own) = cluster.members.get(&self.name) else {

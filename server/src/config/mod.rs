@@ -12,6 +12,7 @@
 //! the store, binds a socket or asks a name server.
 
 mod bootstrap;
+mod discovery;
 mod environment;
 mod feature_gates;
 mod file;
@@ -20,6 +21,7 @@ mod help;
 pub mod identity;
 mod options;
 mod settings;
+mod tls;
 mod typed;
 mod url;
 mod validate;
@@ -29,12 +31,15 @@ use std::ffi::OsString;
 use std::path::Path;
 
 pub use bootstrap::InitialCluster;
+pub use discovery::DiscoverySettings;
 pub use feature_gates::{FEATURE_GATES, FeatureGate, FeatureGates};
 pub use help::{help_text, reference_page, usage_text};
 pub use options::{Group, OPTIONS, OptionSpec, Status, is_legacy};
 pub use settings::Settings;
+pub use tls::{TlsSettings, TlsVersion};
 pub use typed::{AutoCompaction, ClusterState, Config, Engine};
 pub use url::{ListenUrl, Scheme, join};
+pub use validate::METRICS_NEED_TLS;
 pub use value::{Kind, Value, format_duration, parse_duration};
 
 use crate::observe::log;
@@ -279,14 +284,8 @@ fn read(
 }
 
 fn read_file(path: &Path, notices: &mut Vec<Notice>) -> Result<Settings, ConfigError> {
-    let text = std::fs::read_to_string(path).map_err(|error| {
-        let reason = match error.kind() {
-            std::io::ErrorKind::NotFound => "no such file or directory".to_owned(),
-            std::io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
-            _ => error.to_string(),
-        };
-        ConfigError::invalid(format!("open {}: {reason}", path.display()))
-    })?;
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| ConfigError::invalid(crate::tls::open_error(path, &error)))?;
     file::parse(&text, notices).map_err(ConfigError::invalid)
 }
 

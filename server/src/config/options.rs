@@ -229,9 +229,6 @@ pub const FLAGS_THAT_BECAME_GATES: &[(&str, &str)] = &[
 /// The name of the option that holds the gates.
 pub const FEATURE_GATES_OPTION: &str = "feature-gates";
 
-const NO_TLS: &str = "TLS";
-const ONLY_WITH_TLS: &str = "it matters only with TLS, which does not exist yet";
-const ONLY_WITH_DISCOVERY: &str = "it matters only with discovery, which does not exist yet";
 const NO_BBOLT: &str = "it tunes bbolt, which MetaStore does not use";
 const LEGACY: &str = "it is a flag of an older etcd";
 
@@ -262,8 +259,7 @@ pub static OPTIONS: &[OptionSpec] = &{
         O::new(G::Member, "listen-peer-urls", K::Urls, "http://localhost:2380", "URLs to listen on for the other members."),
         O::new(G::Member, "listen-client-urls", K::Urls, "http://localhost:2379", "URLs to listen on for clients: gRPC, and HTTP unless --listen-client-http-urls is given."),
         O::new(G::Member, "listen-client-http-urls", K::Urls, "", "URLs to listen on for HTTP only; HTTP then leaves --listen-client-urls.")
-            .empty("HTTP is served on --listen-client-urls")
-            .unsupported("HTTP on ports of its own"),
+            .empty("HTTP is served on --listen-client-urls"),
         O::new(G::Member, "max-snapshots", K::Unsigned, "5", "Snapshot files to keep.")
             .ignored("there are no snapshot files beside the store"),
         O::new(G::Member, "max-wals", K::Unsigned, "5", "Log files to keep.")
@@ -281,16 +277,13 @@ pub static OPTIONS: &[OptionSpec] = &{
         O::new(G::Member, "max-concurrent-streams", K::Unsigned32, "4294967295", "Most streams that one connection may have open.")
             .unit("streams"),
         O::new(G::Member, "grpc-keepalive-min-time", K::Duration, "5s", "Shortest interval at which a client may ping; faster clients are disconnected.")
-            .later("the check of how often clients ping"),
+            .empty("0 = 5 min"),
         O::new(G::Member, "grpc-keepalive-interval", K::Duration, "2h0m0s", "Interval at which the server pings idle clients.")
-            .empty("0 = never")
-            .later("pings of idle clients"),
+            .empty("0 = never"),
         O::new(G::Member, "grpc-keepalive-timeout", K::Duration, "20s", "Time after such a ping before the connection is closed.")
-            .empty("0 = never")
-            .later("pings of idle clients"),
+            .empty("0 = never"),
         O::new(G::Member, "socket-reuse-port", K::Boolean, "false", "Set SO_REUSEPORT on listeners.")
-            .in_file("socket-options.reuse-port")
-            .unsupported("SO_REUSEPORT"),
+            .in_file("socket-options.reuse-port"),
         O::new(G::Member, "socket-reuse-address", K::Boolean, "false", "Set SO_REUSEADDR on listeners.")
             .in_file("socket-options.reuse-address")
             .ignored("listeners always set SO_REUSEADDR"),
@@ -309,36 +302,36 @@ pub static OPTIONS: &[OptionSpec] = &{
             .empty("required when --listen-client-urls is given"),
         O::new(G::Clustering, "discovery", K::Text, "", "URL of a v2 discovery service.").unsupported("v2 discovery"),
         O::new(G::Clustering, "discovery-token", K::Text, "", "Token of the cluster in the discovery service.")
-            .unsupported("discovery").in_file("discovery-config.token"),
+            .in_file("discovery-config.token"),
         O::new(G::Clustering, "discovery-endpoints", K::Set, "", "gRPC endpoints of the discovery service.")
-            .unsupported("discovery").in_file("discovery-config.endpoints"),
+            .in_file("discovery-config.client.endpoints"),
         O::new(G::Clustering, "discovery-dial-timeout", K::Duration, "2s", "Time to connect to the discovery service.")
-            .ignored(ONLY_WITH_DISCOVERY).in_file("discovery-config.dial-timeout"),
+            .in_file("discovery-config.client.dial-timeout"),
         O::new(G::Clustering, "discovery-request-timeout", K::Duration, "5s", "Time for a request to the discovery service.")
-            .ignored(ONLY_WITH_DISCOVERY).in_file("discovery-config.request-timeout"),
+            .in_file("discovery-config.client.request-timeout"),
         O::new(G::Clustering, "discovery-keepalive-time", K::Duration, "2s", "Interval of pings to the discovery service.")
-            .ignored(ONLY_WITH_DISCOVERY).in_file("discovery-config.keepalive-time"),
+            .in_file("discovery-config.client.keepalive-time"),
         O::new(G::Clustering, "discovery-keepalive-timeout", K::Duration, "6s", "Time for an answer to such a ping.")
-            .ignored(ONLY_WITH_DISCOVERY).in_file("discovery-config.keepalive-timeout"),
+            .in_file("discovery-config.client.keepalive-timeout"),
         O::new(G::Clustering, "discovery-insecure-transport", K::Boolean, "true", "Speak to the discovery service without TLS.")
-            .ignored(ONLY_WITH_DISCOVERY).in_file("discovery-config.insecure-transport"),
+            .in_file("discovery-config.client.secure.insecure-transport"),
         O::new(G::Clustering, "discovery-insecure-skip-tls-verify", K::Boolean, "false", "Do not check the discovery service's certificate.")
-            .ignored(ONLY_WITH_DISCOVERY).in_file("discovery-config.insecure-skip-tls-verify"),
+            .in_file("discovery-config.client.secure.insecure-skip-tls-verify"),
         O::new(G::Clustering, "discovery-cert", K::Text, "", "Certificate for the discovery service.")
-            .ignored(ONLY_WITH_DISCOVERY).in_file("discovery-config.cert"),
+            .in_file("discovery-config.client.secure.cert"),
         O::new(G::Clustering, "discovery-key", K::Text, "", "Key of that certificate.")
-            .ignored(ONLY_WITH_DISCOVERY).in_file("discovery-config.key"),
+            .in_file("discovery-config.client.secure.key"),
         O::new(G::Clustering, "discovery-cacert", K::Text, "", "Certificate authorities of the discovery service.")
-            .ignored(ONLY_WITH_DISCOVERY).in_file("discovery-config.cacert"),
+            .in_file("discovery-config.client.secure.cacert"),
         O::new(G::Clustering, "discovery-user", K::Text, "", "User name, or name:password, at the discovery service.")
-            .ignored(ONLY_WITH_DISCOVERY).in_file("discovery-config.user"),
+            .in_file("discovery-config.client.auth.username"),
         O::new(G::Clustering, "discovery-password", K::Text, "", "Password at the discovery service.")
-            .ignored(ONLY_WITH_DISCOVERY).in_file("discovery-config.password"),
+            .in_file("discovery-config.client.auth.password"),
         O::new(G::Clustering, "discovery-fallback", K::Choice(&["exit", "proxy"]), "exit", "What to do when discovery fails.")
-            .ignored(ONLY_WITH_DISCOVERY),
+            .ignored("only 'exit' exists, as in etcd"),
         O::new(G::Clustering, "discovery-proxy", K::Text, "", "HTTP proxy in front of the v2 discovery service.").unsupported("v2 discovery"),
-        O::new(G::Clustering, "discovery-srv", K::Text, "", "DNS domain whose SRV records name the members.").unsupported("discovery by DNS"),
-        O::new(G::Clustering, "discovery-srv-name", K::Text, "", "Service name of those SRV records.").unsupported("discovery by DNS"),
+        O::new(G::Clustering, "discovery-srv", K::Text, "", "DNS domain whose SRV records name the members."),
+        O::new(G::Clustering, "discovery-srv-name", K::Text, "", "Service name of those SRV records."),
         O::new(G::Clustering, "strict-reconfig-check", K::Boolean, "true", "Refuse changes of the membership that would cost the quorum."),
         O::new(G::Clustering, "pre-vote", K::Boolean, "true", "Ask before an election, so that a member that was cut off does not disturb the leader when it returns."),
         O::new(G::Clustering, "auto-compaction-retention", K::Text, "0", "History to keep when the store compacts by itself: a duration, or with mode 'revision' a number of revisions.")
@@ -347,30 +340,30 @@ pub static OPTIONS: &[OptionSpec] = &{
         O::new(G::Clustering, "v2-deprecation", K::Text, "write-only-drop-data", "Stage at which the v2 store goes away.")
             .ignored("there is no v2 store"),
         // Security
-        O::new(G::Security, "cert-file", K::Text, "", "Certificate for clients.").unsupported(NO_TLS).in_file("client-transport-security.cert-file"),
-        O::new(G::Security, "key-file", K::Text, "", "Key of that certificate.").unsupported(NO_TLS).in_file("client-transport-security.key-file"),
-        O::new(G::Security, "client-cert-auth", K::Boolean, "false", "Demand certificates from clients.").unsupported(NO_TLS).in_file("client-transport-security.client-cert-auth"),
-        O::new(G::Security, "client-cert-file", K::Text, "", "Certificate with which the member calls itself.").unsupported(NO_TLS).in_file("client-transport-security.client-cert-file"),
-        O::new(G::Security, "client-key-file", K::Text, "", "Key of that certificate.").unsupported(NO_TLS).in_file("client-transport-security.client-key-file"),
-        O::new(G::Security, "client-crl-file", K::Text, "", "Revoked certificates of clients.").unsupported(NO_TLS).in_file("client-transport-security.crl-file"),
-        O::new(G::Security, "client-cert-allowed-hostname", K::List, "", "Host names that certificates of clients may carry.").unsupported(NO_TLS).in_file("client-transport-security.allowed-hostname"),
-        O::new(G::Security, "trusted-ca-file", K::Text, "", "Certificate authorities of clients.").unsupported(NO_TLS).in_file("client-transport-security.trusted-ca-file"),
-        O::new(G::Security, "auto-tls", K::Boolean, "false", "TLS for clients with generated certificates.").unsupported(NO_TLS).in_file("client-transport-security.auto-tls"),
-        O::new(G::Security, "peer-cert-file", K::Text, "", "Certificate for the other members.").unsupported(NO_TLS).in_file("peer-transport-security.cert-file"),
-        O::new(G::Security, "peer-key-file", K::Text, "", "Key of that certificate.").unsupported(NO_TLS).in_file("peer-transport-security.key-file"),
-        O::new(G::Security, "peer-client-cert-auth", K::Boolean, "false", "Demand certificates from the other members.").unsupported(NO_TLS).in_file("peer-transport-security.client-cert-auth"),
-        O::new(G::Security, "peer-client-cert-file", K::Text, "", "Certificate with which this member calls the others.").unsupported(NO_TLS).in_file("peer-transport-security.client-cert-file"),
-        O::new(G::Security, "peer-client-key-file", K::Text, "", "Key of that certificate.").unsupported(NO_TLS).in_file("peer-transport-security.client-key-file"),
-        O::new(G::Security, "peer-trusted-ca-file", K::Text, "", "Certificate authorities of the other members.").unsupported(NO_TLS).in_file("peer-transport-security.trusted-ca-file"),
-        O::new(G::Security, "peer-cert-allowed-cn", K::List, "", "Common names that certificates of members may carry.").unsupported(NO_TLS).in_file("peer-transport-security.allowed-cn"),
-        O::new(G::Security, "peer-cert-allowed-hostname", K::List, "", "Host names that certificates of members may carry.").unsupported(NO_TLS).in_file("peer-transport-security.allowed-hostname"),
-        O::new(G::Security, "peer-auto-tls", K::Boolean, "false", "TLS between members with generated certificates.").unsupported(NO_TLS).in_file("peer-transport-security.auto-tls"),
-        O::new(G::Security, "self-signed-cert-validity", K::Unsigned, "1", "Life of generated certificates.").unit("years").ignored(ONLY_WITH_TLS),
-        O::new(G::Security, "peer-crl-file", K::Text, "", "Revoked certificates of members.").unsupported(NO_TLS).in_file("peer-transport-security.crl-file"),
-        O::new(G::Security, "peer-skip-client-san-verification", K::Boolean, "false", "Do not check the host name in certificates of members.").unsupported(NO_TLS).in_file("peer-transport-security.skip-client-san-verification"),
-        O::new(G::Security, "cipher-suites", K::List, "", "TLS cipher suites.").ignored(ONLY_WITH_TLS),
-        O::new(G::Security, "tls-min-version", K::Text, "TLS1.2", "Oldest TLS version: TLS1.2 or TLS1.3.").ignored(ONLY_WITH_TLS),
-        O::new(G::Security, "tls-max-version", K::Text, "", "Newest TLS version: TLS1.2 or TLS1.3.").empty("the newest").ignored(ONLY_WITH_TLS),
+        O::new(G::Security, "cert-file", K::Text, "", "Certificate for clients.").in_file("client-transport-security.cert-file"),
+        O::new(G::Security, "key-file", K::Text, "", "Key of that certificate.").in_file("client-transport-security.key-file"),
+        O::new(G::Security, "client-cert-auth", K::Boolean, "false", "Demand certificates from clients.").in_file("client-transport-security.client-cert-auth"),
+        O::new(G::Security, "client-cert-file", K::Text, "", "Certificate with which the member calls itself.").in_file("client-transport-security.client-cert-file"),
+        O::new(G::Security, "client-key-file", K::Text, "", "Key of that certificate.").in_file("client-transport-security.client-key-file"),
+        O::new(G::Security, "client-crl-file", K::Text, "", "Revoked certificates of clients.").in_file("client-transport-security.crl-file"),
+        O::new(G::Security, "client-cert-allowed-hostname", K::List, "", "Host names that certificates of clients may carry.").in_file("client-transport-security.allowed-hostname"),
+        O::new(G::Security, "trusted-ca-file", K::Text, "", "Certificate authorities of clients.").in_file("client-transport-security.trusted-ca-file"),
+        O::new(G::Security, "auto-tls", K::Boolean, "false", "TLS for clients with generated certificates.").in_file("client-transport-security.auto-tls"),
+        O::new(G::Security, "peer-cert-file", K::Text, "", "Certificate for the other members.").in_file("peer-transport-security.cert-file"),
+        O::new(G::Security, "peer-key-file", K::Text, "", "Key of that certificate.").in_file("peer-transport-security.key-file"),
+        O::new(G::Security, "peer-client-cert-auth", K::Boolean, "false", "Demand certificates from the other members.").in_file("peer-transport-security.client-cert-auth"),
+        O::new(G::Security, "peer-client-cert-file", K::Text, "", "Certificate with which this member calls the others.").in_file("peer-transport-security.client-cert-file"),
+        O::new(G::Security, "peer-client-key-file", K::Text, "", "Key of that certificate.").in_file("peer-transport-security.client-key-file"),
+        O::new(G::Security, "peer-trusted-ca-file", K::Text, "", "Certificate authorities of the other members.").in_file("peer-transport-security.trusted-ca-file"),
+        O::new(G::Security, "peer-cert-allowed-cn", K::List, "", "Common names that certificates of members may carry.").in_file("peer-transport-security.allowed-cn"),
+        O::new(G::Security, "peer-cert-allowed-hostname", K::List, "", "Host names that certificates of members may carry.").in_file("peer-transport-security.allowed-hostname"),
+        O::new(G::Security, "peer-auto-tls", K::Boolean, "false", "TLS between members with generated certificates.").in_file("peer-transport-security.auto-tls"),
+        O::new(G::Security, "self-signed-cert-validity", K::Unsigned, "1", "Life of generated certificates.").unit("years"),
+        O::new(G::Security, "peer-crl-file", K::Text, "", "Revoked certificates of members.").in_file("peer-transport-security.crl-file"),
+        O::new(G::Security, "peer-skip-client-san-verification", K::Boolean, "false", "Do not check the host name in certificates of members.").in_file("peer-transport-security.skip-client-san-verification"),
+        O::new(G::Security, "cipher-suites", K::List, "", "TLS cipher suites."),
+        O::new(G::Security, "tls-min-version", K::Text, "TLS1.2", "Oldest TLS version: TLS1.2 or TLS1.3."),
+        O::new(G::Security, "tls-max-version", K::Text, "", "Newest TLS version: TLS1.2 or TLS1.3.").empty("the newest"),
         O::new(G::Security, "cors", K::UrlsOrStar, "*", "Origins from which browsers may use HTTP.")
             .empty("every origin"),
         O::new(G::Security, "host-whitelist", K::Set, "*", "Host names that HTTP requests without TLS may name.")
@@ -383,8 +376,7 @@ pub static OPTIONS: &[OptionSpec] = &{
         O::new(G::Monitoring, "enable-pprof", K::Boolean, "false", "Serve CPU profiles under /debug/pprof/."),
         O::new(G::Monitoring, "metrics", K::Text, "basic", "'basic', or 'extensive' for histograms of gRPC calls."),
         O::new(G::Monitoring, "listen-metrics-urls", K::Urls, "", "More URLs to listen on for health and metrics only.")
-            .empty("they are served with the other HTTP endpoints only")
-            .unsupported("health and metrics on ports of their own"),
+            .empty("they are served with the other HTTP endpoints only"),
         // Logging
         O::new(G::Logging, "logger", K::Text, "zap", "Only 'zap': structured lines."),
         O::new(G::Logging, "log-outputs", K::Set, "default", "Where to log: 'default', 'stderr', 'stdout' or paths of files."),

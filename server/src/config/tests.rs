@@ -421,10 +421,7 @@ fn wrong_settings_are_refused_with_the_texts_of_etcd() {
             &["--feature-gates=LeaseCheckpointPersist=true"],
             "enabling feature gate LeaseCheckpointPersist requires enabling feature gate LeaseCheckpoint",
         ),
-        (
-            &["--listen-metrics-urls=https://127.0.0.1:2381"],
-            "client TLS key/cert (--cert-file, --key-file) must be provided for metrics secure url",
-        ),
+        (&["--cipher-suites=a"], "unexpected TLS cipher suite \"a\""),
     ] {
         let error = refused(arguments, &[]);
         assert_eq!(error.to_string(), text, "{arguments:?}");
@@ -436,31 +433,12 @@ fn wrong_settings_are_refused_with_the_texts_of_etcd() {
 fn what_does_not_exist_yet_is_refused_clearly() {
     for (arguments, option) in [
         (
-            &["--auto-tls"][..],
-            "--auto-tls is not supported yet: TLS (docs/limitations.md)",
-        ),
-        (
-            &[
-                "--listen-client-urls=https://127.0.0.1:2379",
-                "--advertise-client-urls=https://127.0.0.1:2379",
-            ],
-            "--listen-client-urls=https://127.0.0.1:2379 is not supported yet: TLS (docs/limitations.md)",
-        ),
-        (
-            &["--listen-peer-urls=unix:///run/a"],
-            "--listen-peer-urls=unix:///run/a is not supported yet: Unix sockets (docs/limitations.md)",
-        ),
-        (
-            &["--listen-metrics-urls=http://127.0.0.1:2381"],
-            "--listen-metrics-urls is not supported yet: health and metrics on ports of their own (docs/limitations.md)",
-        ),
-        (
-            &["--force-new-cluster"],
+            &["--force-new-cluster"][..],
             "--force-new-cluster is not supported yet: forcing a new cluster (docs/limitations.md)",
         ),
         (
-            &["--discovery-token=x", "--discovery-endpoints=y"],
-            "--discovery-token is not supported yet: discovery (docs/limitations.md)",
+            &["--discovery=http://127.0.0.1:1"],
+            "--discovery is not supported yet: v2 discovery (docs/limitations.md)",
         ),
     ] {
         assert_eq!(refused(arguments, &[]).to_string(), option);
@@ -474,16 +452,25 @@ fn what_does_not_exist_yet_is_refused_clearly() {
 }
 
 #[test]
-fn the_flags_of_kubeadm_without_tls_and_metrics_port_start_the_server() {
+fn the_flags_of_kubeadm_start_the_server() {
     let (config, _) = start(
         &[
             "--name=node",
             "--data-dir=/var/lib/etcd",
-            "--listen-client-urls=http://127.0.0.1:2379,http://10.0.0.1:2379",
-            "--advertise-client-urls=http://10.0.0.1:2379",
-            "--listen-peer-urls=http://10.0.0.1:2380",
-            "--initial-advertise-peer-urls=http://10.0.0.1:2380",
-            "--initial-cluster=node=http://10.0.0.1:2380",
+            "--listen-client-urls=https://127.0.0.1:2379,https://10.0.0.1:2379",
+            "--advertise-client-urls=https://10.0.0.1:2379",
+            "--listen-peer-urls=https://10.0.0.1:2380",
+            "--initial-advertise-peer-urls=https://10.0.0.1:2380",
+            "--initial-cluster=node=https://10.0.0.1:2380",
+            "--listen-metrics-urls=http://127.0.0.1:2381",
+            "--cert-file=/pki/server.crt",
+            "--key-file=/pki/server.key",
+            "--trusted-ca-file=/pki/ca.crt",
+            "--client-cert-auth=true",
+            "--peer-cert-file=/pki/peer.crt",
+            "--peer-key-file=/pki/peer.key",
+            "--peer-trusted-ca-file=/pki/ca.crt",
+            "--peer-client-cert-auth=true",
             "--snapshot-count=10000",
             "--feature-gates=InitialCorruptCheck=true",
             "--watch-progress-notify-interval=5s",
@@ -491,6 +478,11 @@ fn the_flags_of_kubeadm_without_tls_and_metrics_port_start_the_server() {
         &[],
     );
     assert_eq!(config.listen_client_urls.len(), 2);
+    assert!(config.client_tls.demands_certificates());
+    assert_eq!(
+        config.peer_tls.to_string(),
+        "cert = /pki/peer.crt, key = /pki/peer.key, client-cert=, client-key=, trusted-ca = /pki/ca.crt, client-cert-auth = true, crl-file = "
+    );
     assert_eq!(
         config.watch_progress_notify_interval,
         Duration::from_secs(5)

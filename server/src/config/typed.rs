@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::discovery::DiscoverySettings;
 use super::feature_gates::FeatureGates;
 use super::options::{OPTIONS, is_legacy};
 use super::settings::Settings;
+use super::tls::TlsSettings;
 use super::url::ListenUrl;
 use crate::observe::log::LogOptions;
 use crate::observe::traces::TraceOptions;
@@ -62,6 +64,12 @@ pub struct Config {
     /// `--socket-reuse-address`.
     pub socket_reuse_address: bool,
 
+    /// TLS for clients, on `https` and `unixs` URLs.
+    pub client_tls: TlsSettings,
+    /// TLS between members.
+    pub peer_tls: TlsSettings,
+    /// `--self-signed-cert-validity`, in years.
+    pub self_signed_cert_validity_years: u64,
     /// `--enable-grpc-gateway`.
     pub enable_grpc_gateway: bool,
     /// `--enable-http-api`.
@@ -82,6 +90,13 @@ pub struct Config {
     pub initial_cluster_state: ClusterState,
     /// `--initial-cluster-token`.
     pub initial_cluster_token: String,
+    /// `--discovery-token`, `--discovery-endpoints` and what belongs to them; nothing without
+    /// endpoints.
+    pub discovery: Option<DiscoverySettings>,
+    /// `--discovery-srv`: the DNS domain whose SRV records name the members.
+    pub discovery_srv: Option<String>,
+    /// `--discovery-srv-name`; often empty.
+    pub discovery_srv_name: String,
     /// `--strict-reconfig-check`.
     pub strict_reconfig_check: bool,
 
@@ -230,6 +245,9 @@ impl Config {
             listen_metrics_urls: settings.urls("listen-metrics-urls"),
             socket_reuse_port: settings.boolean("socket-reuse-port"),
             socket_reuse_address: settings.boolean("socket-reuse-address"),
+            client_tls: TlsSettings::of_clients(&settings),
+            peer_tls: TlsSettings::of_peers(&settings),
+            self_signed_cert_validity_years: settings.unsigned("self-signed-cert-validity"),
             enable_grpc_gateway: settings.boolean("enable-grpc-gateway"),
             enable_http_api: settings.boolean("enable-http-api"),
             cors: settings.list("cors"),
@@ -242,6 +260,9 @@ impl Config {
                 _ => ClusterState::New,
             },
             initial_cluster_token: settings.text("initial-cluster-token"),
+            discovery: DiscoverySettings::new(&settings),
+            discovery_srv: Some(settings.text("discovery-srv")).filter(|domain| !domain.is_empty()),
+            discovery_srv_name: settings.text("discovery-srv-name"),
             strict_reconfig_check: settings.boolean("strict-reconfig-check"),
             auto_compaction,
             compaction_batch_limit: usize::try_from(settings.signed("compaction-batch-limit"))
@@ -298,6 +319,12 @@ impl Config {
         match name {
             "data-dir" => self.data_dir.display().to_string(),
             "initial-cluster" => self.initial_cluster_text.clone(),
+            // It may hold a password.
+            "discovery-user" => self
+                .discovery
+                .as_ref()
+                .and_then(|discovery| Some(discovery.user.as_ref()?.0.clone()))
+                .unwrap_or_default(),
             "initial-advertise-peer-urls" => super::url::join(&self.initial_advertise_peer_urls),
             "advertise-client-urls" => super::url::join(&self.advertise_client_urls),
             "quota-backend-bytes" => match self.quota_backend_bytes {
@@ -342,7 +369,7 @@ impl Config {
 }
 
 /// Negative durations mean "at once" wherever Go takes them.
-fn duration(nanoseconds: i64) -> Duration {
+pub(super) fn duration(nanoseconds: i64) -> Duration {
     Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(0))
 }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::options::{Status, find};
 use super::settings::Settings;
+use super::tls::TlsVersion;
 use super::typed::{AutoCompaction, Config, Resolved};
 use super::url::{self, ListenUrl, Scheme};
 use super::value::{format_duration, parse_duration};
@@ -12,6 +13,10 @@ use super::{ConfigError, Notice};
 use crate::observe::log::{Format, LogOptions, LogOutput, Threshold};
 use crate::observe::log_rotation::RotationOptions;
 use crate::observe::traces::TraceOptions;
+
+/// Etcd's text for `--listen-metrics-urls` with `https` and no certificate.
+pub const METRICS_NEED_TLS: &str =
+    "client TLS key/cert (--cert-file, --key-file) must be provided for metrics secure url";
 
 /// Etcd's text; scripts look for it.
 pub(super) const ADVERTISE_CLIENT_URLS_REQUIRED: &str =
@@ -54,7 +59,7 @@ pub(super) fn check(
     let auto_compaction = check_auto_compaction(&settings)?;
     check_features(&settings, notices)?;
     check_tls(&settings)?;
-    check_supported(&settings, &advertised, notices)?;
+    check_supported(&settings, notices)?;
     warn_of_sizes(&settings, notices);
     let traces = trace_options(&settings);
 
@@ -399,60 +404,28 @@ fn check_features(settings: &Settings, notices: &mut Vec<Notice>) -> Result<(), 
 }
 
 fn check_tls(settings: &Settings) -> Result<(), ConfigError> {
-    let rank = |option: &'static str| {
-        let version = settings.text(option);
-        match version.as_str() {
-            "" => Ok(0),
-            "TLS1.2" => Ok(2),
-            "TLS1.3" => Ok(3),
-            _ => Err(ConfigError::invalid(format!(
-                "unexpected TLS version {version:?} (must be one of: TLS1.2, TLS1.3)"
-            ))),
-        }
+    let version = |option: &'static str| {
+        TlsVersion::parse(&settings.text(option)).map_err(ConfigError::invalid)
     };
-    let (oldest, newest) = (rank("tls-min-version")?, rank("tls-max-version")?);
-    if newest != 0 && oldest > newest {
+    let (oldest, newest) = (version("tls-min-version")?, version("tls-max-version")?);
+    if newest.is_some() && oldest > newest {
         return Err(ConfigError::invalid(format!(
             "min version ({}) is greater than max version ({})",
             settings.text("tls-min-version"),
             settings.text("tls-max-version")
         )));
     }
-    if oldest == 3 && !settings.list("cipher-suites").is_empty() {
+    let suites = settings.list("cipher-suites");
+    if oldest == Some(TlsVersion::Tls13) && !suites.is_empty() {
         return Err(ConfigError::invalid(
             "cipher suites cannot be configured when only TLS1.3 is enabled",
         ));
     }
-    Ok(())
+    crate::tls::check_cipher_suite_names(&suites).map_err(ConfigError::invalid)
 }
 
 /// Refuses what does not exist yet, and warns of what does nothing yet.
-fn check_supported(
-    settings: &Settings,
-    advertised: &Advertised,
-    notices: &mut Vec<Notice>,
-) -> Result<(), ConfigError> {
-    for option in [
-        "listen-peer-urls",
-        "listen-client-urls",
-        "listen-client-http-urls",
-        "listen-metrics-urls",
-    ] {
-        if option == "listen-metrics-urls"
-            && settings
-                .urls(option)
-                .iter()
-                .any(|url| url.scheme == Scheme::Https)
-            && settings.text("cert-file").is_empty()
-        {
-            return Err(ConfigError::invalid(
-                "client TLS key/cert (--cert-file, --key-file) must be provided for metrics secure url",
-            ));
-        }
-        refuse_unavailable(option, &settings.urls(option))?;
-    }
-    refuse_unavailable("initial-advertise-peer-urls", &advertised.peer_urls)?;
-    refuse_unavailable("advertise-client-urls", &advertised.client_urls)?;
+fn check_supported(settings: &Settings, notices: &mut Vec<Notice>) -> Result<(), ConfigError> {
     for (option, value) in settings.changed() {
         if *value == option.default_value() {
             continue;
@@ -485,22 +458,6 @@ fn check_supported(
         notices.push(Notice::warn(
             "--log-outputs=systemd/journal writes to the standard error output, which systemd puts into the journal",
         ));
-    }
-    Ok(())
-}
-
-fn refuse_unavailable(option: &str, urls: &[ListenUrl]) -> Result<(), ConfigError> {
-    for url in urls {
-        let missing = if url.scheme.is_secure() {
-            "TLS"
-        } else if url.is_unix() {
-            "Unix sockets"
-        } else {
-            continue;
-        };
-        return Err(ConfigError::invalid(format!(
-            "--{option}={url} is not supported yet: {missing} (docs/limitations.md)"
-        )));
     }
     Ok(())
 }

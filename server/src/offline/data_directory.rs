@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::{EXIT_ERROR, Failure};
 use crate::application::read_applied_from;
-use crate::backup::etcd_directory::read_members;
+use crate::backup::etcd_directory::{EtcdDirectory, read_members};
 use crate::backup::etcd_messages::StoredMember;
 use crate::config::Engine;
 use crate::engines::EngineDirectory;
@@ -114,9 +114,13 @@ fn engine_of(member_directory: &Path) -> Engine {
 
 /// Prints who and where a directory or file is.
 pub(super) fn inspect(path: &Path, wal_directory: Option<&Path>) -> Result<(), Failure> {
-    let found = match path.is_dir() {
-        true => of_directory(&OpenDirectory::open(path, wal_directory)?)?,
-        false => of_file(path)?,
+    let etcds = EtcdDirectory::new(path, wal_directory);
+    let found = if !path.is_dir() {
+        of_file(path)?
+    } else if etcds.database().exists() && identity_file::read(&etcds.member_directory)?.is_none() {
+        of_etcd_directory(&etcds)?
+    } else {
+        of_directory(&OpenDirectory::open(path, wal_directory)?)?
     };
     println!("{found:#}");
     Ok(())
@@ -157,6 +161,40 @@ fn of_directory(directory: &OpenDirectory) -> Result<Value, Failure> {
         "members": members_to_json(members.members.values()),
         "removedMembers": removed_to_json(&members),
     }))
+}
+
+/// A data directory of etcd: what a start on it would take over.
+fn of_etcd_directory(directory: &EtcdDirectory) -> Result<Value, Failure> {
+    let (_, member) = directory.read(0)?;
+    let mut found = of_file(&directory.database())?;
+    let last = member.entries.last();
+    for (name, value) in [
+        ("kind", json!("data directory of etcd")),
+        (
+            "memberId",
+            json!(format!("{:x}", member.identity.member_id)),
+        ),
+        (
+            "clusterId",
+            json!(format!("{:x}", member.identity.cluster_id)),
+        ),
+        ("term", json!(member.vote.0)),
+        (
+            "index",
+            json!(last.map_or(member.position.index, |last| last.index) + 1),
+        ),
+        (
+            "indexTerm",
+            json!(last.map_or(member.position.term, |last| last.term)),
+        ),
+        ("appliedIndex", json!(member.position.index + 1)),
+        ("appliedTerm", json!(member.position.term)),
+        ("committedIndex", json!(member.committed.index + 1)),
+        ("votedFor", json!(format!("{:x}", member.vote.1))),
+    ] {
+        found[name] = value;
+    }
+    Ok(found)
 }
 
 fn of_file(path: &Path) -> Result<Value, Failure> {

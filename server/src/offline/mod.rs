@@ -59,6 +59,8 @@ impl<E: std::error::Error> From<E> for Failure {
     name = "metastoreutl",
     about = "Works on snapshot files and data directories of members that do not run",
     disable_version_flag = true,
+    // As in etcdutl, of an option that is given twice the last one counts.
+    args_override_self = true,
     subcommand_required = true,
     arg_required_else_help = true
 )]
@@ -267,4 +269,20 @@ fn execute(line: CommandLine) -> Result<(), Failure> {
             Ok(())
         }
     }
+}
+
+/// What `verify` finds wrong with a data directory, for tests of imports.
+#[cfg(test)]
+pub(crate) fn problems_of(data_directory: &std::path::Path) -> Result<Vec<String>, String> {
+    verify::problems_of(data_directory).map_err(|failure| failure.text)
+}
+
+/// A reader of the store in a data directory, for tests of imports.
+#[cfg(test)]
+pub(crate) fn reader_of(
+    data_directory: &std::path::Path,
+) -> Result<metastore_store::Reader, String> {
+    data_directory::OpenDirectory::open(data_directory, None)
+        .map(|directory| directory.reader)
+        .map_err(|failure| failure.text)
 }

@@ -74,6 +74,16 @@ pub(super) fn run(path: &Path, wal_directory: Option<&Path>) -> Result<(), Failu
     findings.report()
 }
 
+/// What is wrong with a data directory.
+#[cfg(test)]
+pub(super) fn problems_of(path: &Path) -> Result<Vec<String>, Failure> {
+    let mut findings = Findings::default();
+    let directory = OpenDirectory::open(path, None)?;
+    check_log(&directory, &mut findings)?;
+    check_store(&directory, &mut findings)?;
+    Ok(findings.problems)
+}
+
 fn check_file(path: &Path, findings: &mut Findings) -> Result<(), Failure> {
     match digest::check(path)? {
         DigestCheck::Right => findings.checked.push("digest: right".to_owned()),

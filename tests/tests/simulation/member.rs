@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use metastore_consensus::{Consensus, ConsensusOptions, PeerAddress, PeerDirectory, PeerHandler};
+use metastore_consensus::{
+    BoxedStream, Consensus, ConsensusOptions, PeerAddress, PeerDirectory, PeerHandler,
+};
 use metastore_raft_log::simulation::SimulatedDisk;
 use metastore_raft_log::{LogIdentity, LogOptions, RaftLog};
 use parking_lot::Mutex;
@@ -285,9 +287,10 @@ struct Directory;
 impl PeerDirectory for Directory {
     fn addresses(&self, member: u64) -> Vec<PeerAddress> {
         let port = u16::try_from(member).unwrap();
-        vec![PeerAddress {
+        vec![PeerAddress::Tcp {
             host: "simulated".into(),
             port,
+            encrypted: false,
         }]
     }
 
@@ -314,7 +317,7 @@ impl PeerHandler for Told {
         )))
     }
 
-    fn foreign_connection(&self, _stream: tokio::net::TcpStream) {}
+    fn foreign_connection(&self, _stream: BoxedStream) {}
 
     fn removed(&self) {
         self.failures.lock().push(format!(

@@ -222,7 +222,10 @@ struct Dialer {
 
 impl Connector for Dialer {
     fn connect(&self, address: PeerAddress) -> BoxFuture<'static, io::Result<BoxedStream>> {
-        let (network, from, to) = (self.network.clone(), self.member, u64::from(address.port));
+        let PeerAddress::Tcp { port, .. } = address else {
+            panic!("the simulation has no Unix sockets");
+        };
+        let (network, from, to) = (self.network.clone(), self.member, u64::from(port));
         Box::pin(async move {
             loop {
                 if let Some(result) = network.try_connect(from, to) {

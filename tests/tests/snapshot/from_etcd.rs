@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use metastore_tests::programs::tool;
-use metastore_tests::{Member, MemberBuilder, Program, eventually};
+use metastore_tests::{Cluster, Member, MemberBuilder, Program, eventually};
 
 use super::{
     Digest, ENGINES, Folder, contents, metastoreutl, restore, run, save, text, try_run, within,
@@ -212,6 +212,11 @@ async fn migrate_copies_a_stopped_member_of_etcd() {
         let mut etcd = filled_etcd().await;
         let expected = Digest::of(&etcd.client()).await;
         etcd.terminate().await;
+        let inspected = run(&metastoreutl(), &["inspect", text(etcd.data_folder())]);
+        let inspected: serde_json::Value = serde_json::from_str(&inspected).unwrap();
+        assert_eq!(inspected["kind"], "data directory of etcd");
+        assert_eq!(inspected["revision"], expected.revision);
+        assert_eq!(inspected["index"], inspected["appliedIndex"]);
         let data = folder.path("ours");
         run(
             &metastoreutl(),
@@ -243,6 +248,54 @@ async fn migrate_copies_a_stopped_member_of_etcd() {
         );
         assert!(!again.success);
         assert!(again.stderr.contains("not empty"), "{}", again.stderr);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_cluster_of_etcd_goes_on_as_ours() {
+    within(async {
+        let mut etcd = Cluster::start(Program::Etcd, 3).await;
+        contents::fill(&etcd.members[0].client()).await;
+        for number in 0..50 {
+            let member = &etcd.members[number % 3];
+            let key = format!("late/{number}");
+            member.client().put(key, "acknowledged").await.unwrap();
+        }
+        let expected = Digest::of(&etcd.members[0].client()).await;
+        for member in &mut etcd.members {
+            member.kill();
+        }
+        let mut ours: Vec<Member> = etcd
+            .members
+            .iter()
+            .map(|member| {
+                let data = member.data_folder().to_owned();
+                ours_on(member.builder().clone(), &data, "rocksdb").spawn()
+            })
+            .collect();
+        for member in &mut ours {
+            member.ready().await;
+        }
+        for member in &ours {
+            let client = member.client();
+            let expected = &expected;
+            eventually(
+                "the member has everything",
+                Duration::from_secs(30),
+                || async {
+                    let digest = Digest::of(&client).await;
+                    match digest == *expected {
+                        true => Ok(()),
+                        false => Err(format!("{digest:?}, expected {expected:?}")),
+                    }
+                },
+            )
+            .await;
+            member.assert_log_is_clean();
+        }
+        let revision = ours[2].client().put("after", "taking over").await.unwrap();
+        assert_eq!(revision, expected.revision + 1);
     })
     .await;
 }

@@ -217,7 +217,8 @@ async fn damaged_snapshots_are_refused_in_plain_words() {
         restore(&tool("etcdutl"), &file, &builder, &data, &[]);
         let database = data.join("member/snap/db");
         let bytes = std::fs::read(&database).unwrap();
-        std::fs::write(&database, &bytes[..bytes.len() / 2]).unwrap();
+        // bbolt's file is longer than its pages; a cut has to go deep to do harm.
+        std::fs::write(&database, &bytes[..3 * 4096]).unwrap();
         let (status, log) = builder.data_folder(&data).run_to_end().await;
         assert!(!status.success());
         assert!(

@@ -50,5 +50,6 @@ pub use force::force_single_member;
 pub use options::{ConsensusOptions, SNAPSHOT_CATCHUP_ENTRIES_DEFAULT, SNAPSHOT_ENTRIES_DEFAULT};
 pub use peers::{PeerAddress, PeerDirectory, PeerHandler};
 pub use transport::{
-    BoxedStream, Connector, Listener, Negotiation, PEER_MAGIC, PeerStream, TcpConnector,
+    BoxedStream, Connector, Listener, Negotiation, PEER_MAGIC, PeerStream, Rewound, TcpConnector,
+    negotiate, prepare_tcp,
 };

@@ -1,23 +1,41 @@
 //! What consensus asks and tells its owner about other members.
 
+use std::path::PathBuf;
+
 use bytes::Bytes;
 use futures::future::BoxFuture;
 
+use crate::transport::BoxedStream;
+
 /// Where a member listens for its peers.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct PeerAddress {
-    /// Host name or IP address, without brackets.
-    pub host: String,
-    /// TCP port.
-    pub port: u16,
+pub enum PeerAddress {
+    /// A TCP port.
+    Tcp {
+        /// Host name or IP address, without brackets.
+        host: String,
+        /// TCP port.
+        port: u16,
+        /// Whether the connection is encrypted.
+        encrypted: bool,
+    },
+    /// A Unix socket.
+    Unix {
+        /// Path of the socket.
+        path: PathBuf,
+        /// Whether the connection is encrypted.
+        encrypted: bool,
+    },
 }
 
 impl std::fmt::Display for PeerAddress {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.host.contains(':') {
-            write!(formatter, "[{}]:{}", self.host, self.port)
-        } else {
-            write!(formatter, "{}:{}", self.host, self.port)
+        match self {
+            Self::Tcp { host, port, .. } if host.contains(':') => {
+                write!(formatter, "[{host}]:{port}")
+            }
+            Self::Tcp { host, port, .. } => write!(formatter, "{host}:{port}"),
+            Self::Unix { path, .. } => write!(formatter, "{}", path.display()),
         }
     }
 }
@@ -49,9 +67,8 @@ pub trait PeerHandler: Send + Sync + 'static {
     ) -> BoxFuture<'static, Result<Bytes, String>>;
 
     /// A connection on a peer listener that does not speak our protocol (HTTP: `/version`,
-    /// `/members`). No byte of it was read. Called on the Raft thread; to use the stream on another
-    /// runtime convert it with `into_std` and `from_std`.
-    fn foreign_connection(&self, stream: tokio::net::TcpStream);
+    /// `/members`). Reading it begins with its first byte. Called on the Raft thread.
+    fn foreign_connection(&self, stream: BoxedStream);
 
     /// Another member said that this member was removed from the cluster. May be called more than
     /// once.

@@ -266,7 +266,10 @@ impl Client {
             headers: Headers::default(),
             receive_bytes_max: options.receive_bytes_max,
         };
-        client.authenticate(&options.credentials).await?;
+        client
+            .authenticate(&options.credentials)
+            .await
+            .map_err(|failure| Failure::new(ExitCode::BadConnection, failure.message))?;
         Ok(client)
     }
 

@@ -263,6 +263,26 @@ pub struct Builder {
     ///
     /// When this gets exhausted, we issue a GOAWAY with `ENHANCE_YOUR_CALM`.
     data_frame_budget: proto::DataFrameBudget,
+
+    /// METASTORE: see `with_ping_interval_min`.
+    ping_interval_min: Option<Duration>,
+}
+
+thread_local! {
+    static PING_INTERVAL_MIN: std::cell::Cell<Option<Duration>> =
+        const { std::cell::Cell::new(None) };
+}
+
+/// METASTORE: runs `make`, in which a server connection is made, with a shortest interval between
+/// the peer's pings. Faster ones end the connection with `ENHANCE_YOUR_CALM` and `too_many_pings`,
+/// by the rules of grpc-go. Nothing means that pings are not counted.
+///
+/// A thread local, because hyper makes the builder and passes no option of this kind on.
+pub fn with_ping_interval_min<R>(interval: Option<Duration>, make: impl FnOnce() -> R) -> R {
+    let before = PING_INTERVAL_MIN.replace(interval);
+    let made = make();
+    PING_INTERVAL_MIN.set(before);
+    made
 }
 
 /// Send a response back to the client
@@ -663,6 +683,7 @@ impl Builder {
             max_send_buffer_size: proto::DEFAULT_MAX_SEND_BUFFER_SIZE,
             local_max_error_reset_streams: Some(proto::DEFAULT_LOCAL_RESET_COUNT_MAX),
             data_frame_budget: proto::DataFrameBudget::Auto,
+            ping_interval_min: PING_INTERVAL_MIN.get(),
         }
     }
 
@@ -1535,6 +1556,7 @@ where
                                 .local_max_error_reset_streams,
                             settings: self.builder.settings.clone(),
                             data_frame_budget: self.builder.data_frame_budget,
+                            ping_interval_min: self.builder.ping_interval_min,
                         },
                     );
 

@@ -12,15 +12,14 @@ use futures::future::BoxFuture;
 use metastore_raft_log::{LogIdentity, LogOptions, RaftLog, RealDisk};
 use parking_lot::Mutex;
 use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::network::{CuttableConnector, Network};
 use super::toy::{Toy, ToyReply};
 use crate::options::ConsensusOptions;
 use crate::peers::{PeerAddress, PeerDirectory, PeerHandler};
-use crate::transport::Listener;
 use crate::transport::tcp::SharedTcpListener;
+use crate::transport::{BoxedStream, Listener};
 use crate::{Consensus, EntryLog, ProposeError, ReadIndexError, StartError};
 
 pub(super) const CLUSTER: u64 = 0xc1;
@@ -96,13 +95,13 @@ impl PeerHandler for Told {
         .boxed()
     }
 
-    fn foreign_connection(&self, mut stream: TcpStream) {
+    fn foreign_connection(&self, mut stream: BoxedStream) {
         let foreign = self.foreign.clone();
         tokio::spawn(async move {
-            let mut bytes = vec![0; 64];
-            let length = stream.read(&mut bytes).await.unwrap_or(0);
-            bytes.truncate(length);
-            *foreign.lock() = Some(bytes);
+            let mut bytes = Vec::new();
+            while stream.read_buf(&mut bytes).await.is_ok_and(|read| read > 0) {
+                *foreign.lock() = Some(bytes.clone());
+            }
         });
     }
 
@@ -348,9 +347,10 @@ pub(super) fn start_member_with(
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     network.set_address(
         member,
-        PeerAddress {
+        PeerAddress::Tcp {
             host: "127.0.0.1".into(),
             port: listener.local_addr().unwrap().port(),
+            encrypted: false,
         },
     );
     let handler = told.clone();

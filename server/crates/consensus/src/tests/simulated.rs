@@ -30,7 +30,10 @@ struct PipeConnector(Arc<Pipes>);
 
 impl Connector for PipeConnector {
     fn connect(&self, address: PeerAddress) -> BoxFuture<'static, io::Result<BoxedStream>> {
-        let listener = self.0.listeners.lock().get(&address.port).cloned();
+        let listener = match address {
+            PeerAddress::Tcp { port, .. } => self.0.listeners.lock().get(&port).cloned(),
+            PeerAddress::Unix { .. } => None,
+        };
         Box::pin(async move {
             let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
             let (near, far) = duplex(64 * 1024);
@@ -69,8 +72,12 @@ async fn start(
     let port = member as u16;
     let (sender, receiver) = mpsc::unbounded_channel();
     pipes.listeners.lock().insert(port, sender);
-    let host = "pipe".to_owned();
-    network.set_address(member, PeerAddress { host, port });
+    let address = PeerAddress::Tcp {
+        host: "pipe".to_owned(),
+        port,
+        encrypted: false,
+    };
+    network.set_address(member, address);
     let directory = directory.join(member.to_string());
     let identity = LogIdentity {
         cluster_id: CLUSTER,

@@ -10,13 +10,14 @@
 //! | snapshot | one snapshot | [`snapshot`] |
 //! | application | forwarded proposals and what else the owner wants | [`rpc`] |
 //!
-//! Where the bytes go is behind [`Connector`] and [`Listener`]: TCP is in [`tcp`], TLS and a
-//! simulated network can be others.
+//! Where the bytes go is behind [`Connector`] and [`Listener`]: plain TCP is in [`tcp`]; the owner
+//! brings TLS and Unix sockets, the tests a network that can be cut.
 
 pub(crate) mod append;
 pub(crate) mod control;
 pub(crate) mod dialer;
 pub(crate) mod frame;
+mod negotiation;
 pub(crate) mod network;
 pub(crate) mod peers;
 pub(crate) mod rpc;
@@ -31,8 +32,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::peers::PeerAddress;
 
+pub use negotiation::{Rewound, negotiate};
 pub(crate) use peers::Peers;
-pub use tcp::TcpConnector;
+pub use tcp::{TcpConnector, prepare as prepare_tcp};
 
 /// A connection to another member.
 pub trait PeerStream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}

@@ -356,7 +356,12 @@ fn find(arguments: &[String]) -> Result<Found, Failure> {
                 help => Ok(help),
             };
         }
-        path.push(next_word(&path, argument)?);
+        match next_word(&path, argument) {
+            Ok(word) => path.push(word),
+            // As etcdctl: an unknown word of a group shows the group.
+            Err(_) if !path.is_empty() => return Ok(Found::Help(path)),
+            Err(failure) => return Err(failure),
+        }
         let complete = commands().find(|command| command.path == path.as_slice());
         if let Some(command) = complete {
             rest.extend(remaining.cloned());

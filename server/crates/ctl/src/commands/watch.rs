@@ -10,6 +10,7 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use super::{Command, Context, command};
+use crate::client::Client;
 use crate::failure::{ExitCode, Failure};
 use crate::flags::{Arguments, FlagSpec, Kind, flag};
 use crate::keys;
@@ -136,7 +137,36 @@ fn parse(arguments: &Arguments, environment: &FromEnvironment) -> Result<Wanted,
 /// The stream of watches of one process: requests in, responses out.
 struct Watches {
     requests: mpsc::UnboundedSender<pb::WatchRequest>,
-    answers: tonic::Streaming<pb::WatchResponse>,
+    answers: mpsc::Receiver<Result<pb::WatchResponse, tonic::Status>>,
+}
+
+/// Responses that may wait to be shown.
+const ANSWERS_WAITING_MAX: usize = 16;
+
+impl Watches {
+    /// Opens the stream. A server may answer nothing before the first request, so nobody waits here.
+    fn open(client: &Client) -> Self {
+        let (requests, receiver) = mpsc::unbounded_channel();
+        let (sender, answers) = mpsc::channel(ANSWERS_WAITING_MAX);
+        let mut watch = client.watch();
+        tokio::spawn(async move {
+            let stream = UnboundedReceiverStream::new(receiver);
+            let mut stream = match watch.watch(stream).await {
+                Ok(answer) => answer.into_inner(),
+                Err(status) => {
+                    // Whoever would read it has ended.
+                    let _ = sender.send(Err(status)).await;
+                    return;
+                }
+            };
+            while let Some(answer) = stream.next().await {
+                if sender.send(answer).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Self { requests, answers }
+    }
 }
 
 fn request(union: RequestUnion) -> pb::WatchRequest {
@@ -153,27 +183,16 @@ async fn watch(context: Context) -> Result<(), Failure> {
         false => Some(parse(&context.arguments, &environment)?),
     };
     let client = context.client().await?;
-    let (requests, receiver) = mpsc::unbounded_channel();
-    let mut exec_of = Vec::new();
-    if let Some(wanted) = first {
-        // The receiver lives in the call below.
-        let _ = requests.send(request(RequestUnion::CreateRequest(wanted.create)));
-        exec_of.push(wanted.exec);
-    }
-    let answers = client
-        .watch()
-        .watch(UnboundedReceiverStream::new(receiver))
-        .await?
-        .into_inner();
-    let watches = Watches { requests, answers };
-    if interactive {
-        return interact(&context, watches, &environment, exec_of).await;
-    }
-    let Watches {
-        requests: _open,
-        mut answers,
-    } = watches;
-    while let Some(answer) = answers.next().await {
+    let mut watches = Watches::open(&client);
+    let Some(wanted) = first else {
+        return interact(&context, watches, &environment).await;
+    };
+    // The stream's end is noticed when its answers end.
+    let _ = watches
+        .requests
+        .send(request(RequestUnion::CreateRequest(wanted.create)));
+    let exec_of = [wanted.exec];
+    while let Some(answer) = watches.answers.recv().await {
         let answer = answer?;
         let ended = answer.canceled;
         show(&context.printer, &answer, &exec_of).await?;
@@ -192,12 +211,12 @@ async fn interact(
     context: &Context,
     mut watches: Watches,
     environment: &FromEnvironment,
-    mut exec_of: Vec<Vec<String>>,
 ) -> Result<(), Failure> {
+    let mut exec_of = Vec::new();
     let mut lines = tokio::io::BufReader::new(tokio::io::stdin()).lines();
     loop {
         let line = tokio::select! {
-            answer = watches.answers.next() => {
+            answer = watches.answers.recv() => {
                 match answer {
                     Some(answer) => show(&context.printer, &answer?, &exec_of).await?,
                     None => {

@@ -214,7 +214,7 @@ impl Printer {
     /// Lease grant.
     pub fn lease_grant(&self, answer: &pb::LeaseGrantResponse) -> Shown {
         if self.format == Format::Protobuf {
-            return self.not_marshalled("LeaseGrantResponse");
+            return Self::header_bytes(answer.header.as_ref());
         }
         self.show(
             answer,
@@ -236,18 +236,17 @@ impl Printer {
         )
     }
 
-    /// clientv3's own lease types are no messages, and etcdctl cannot encode them.
-    fn not_marshalled(&self, name: &str) -> Shown {
-        Err(Failure::new(
-            ExitCode::BadFeature,
-            format!("marshal unsupported for type *clientv3.{name}"),
-        ))
+    /// clientv3's own lease types are no messages: what etcdctl encodes of them is their header.
+    fn header_bytes(header: Option<&pb::ResponseHeader>) -> Shown {
+        let header = header.copied().unwrap_or_default();
+        write_stdout(&header.encode_to_vec());
+        Ok(())
     }
 
     /// One renewal.
     pub fn lease_keep_alive(&self, answer: &pb::LeaseKeepAliveResponse) -> Shown {
         if self.format == Format::Protobuf {
-            return self.not_marshalled("LeaseKeepAliveResponse");
+            return Self::header_bytes(answer.header.as_ref());
         }
         self.show(
             answer,
@@ -271,7 +270,7 @@ impl Printer {
     /// Lease timetolive.
     pub fn lease_time_to_live(&self, answer: &pb::LeaseTimeToLiveResponse, keys: bool) -> Shown {
         if self.format == Format::Protobuf {
-            return self.not_marshalled("LeaseTimeToLiveResponse");
+            return Self::header_bytes(answer.header.as_ref());
         }
         let listed: Vec<_> = answer
             .keys
@@ -300,7 +299,7 @@ impl Printer {
     /// Lease list.
     pub fn leases(&self, answer: &pb::LeaseLeasesResponse) -> Shown {
         if self.format == Format::Protobuf {
-            return self.not_marshalled("LeaseLeasesResponse");
+            return Self::header_bytes(answer.header.as_ref());
         }
         let listed: Vec<_> = answer
             .leases
@@ -470,7 +469,7 @@ impl Printer {
     /// Endpoint hashkv.
     pub fn endpoint_hash_kv(&self, endpoints: &[(String, pb::HashKvResponse)]) -> Shown {
         self.rows(
-            &["endpoint", "hash", "hash_revision"],
+            &["endpoint", "hash", "hash revision"],
             || {
                 endpoints
                     .iter()

@@ -52,6 +52,9 @@ struct Encoder<B> {
 
     /// Min buffer required to attempt to write a frame
     min_buffer_capacity: usize,
+
+    /// METASTORE: a HEADERS or DATA frame was buffered since somebody asked.
+    sent_stream_frames: bool,
 }
 
 #[derive(Debug)]
@@ -99,6 +102,7 @@ where
                 max_frame_size: frame::DEFAULT_MAX_FRAME_SIZE,
                 chain_threshold,
                 min_buffer_capacity: chain_threshold + frame::HEADER_LEN,
+                sent_stream_frames: false,
             },
         }
     }
@@ -132,6 +136,11 @@ where
     /// accepted.
     pub fn buffer(&mut self, item: Frame<B>) -> Result<(), UserError> {
         self.encoder.buffer(item)
+    }
+
+    /// METASTORE: whether HEADERS or DATA were buffered since the last call.
+    pub(crate) fn take_sent_stream_frames(&mut self) -> bool {
+        std::mem::take(&mut self.encoder.sent_stream_frames)
     }
 
     /// Flush buffered data to the wire
@@ -230,6 +239,7 @@ where
 
         match item {
             Frame::Data(mut v) => {
+                self.sent_stream_frames = true;
                 // Ensure that the payload is not greater than the max frame.
                 let len = v.payload().remaining();
 
@@ -262,6 +272,7 @@ where
                 }
             }
             Frame::Headers(v) => {
+                self.sent_stream_frames = true;
                 let mut buf = limited_write_buf!(self);
                 if let Some(continuation) = v.encode(&mut self.hpack, &mut buf) {
                     self.next = Some(Next::Continuation(continuation));

@@ -152,6 +152,11 @@ where
         self.framed_write().buffer(item)
     }
 
+    /// METASTORE: see `FramedWrite`.
+    pub(crate) fn take_sent_stream_frames(&mut self) -> bool {
+        self.framed_write().take_sent_stream_frames()
+    }
+
     /// Flush buffered data to the wire
     pub fn flush(&mut self, cx: &mut Context) -> Poll<io::Result<()>> {
         self.framed_write().flush(cx)

@@ -87,6 +87,8 @@ pub(crate) struct Config {
     pub local_error_reset_streams_max: Option<usize>,
     pub settings: frame::Settings,
     pub data_frame_budget: DataFrameBudget,
+    /// METASTORE: see `ping_pong::Strikes`.
+    pub ping_interval_min: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -164,7 +166,7 @@ where
                 error: None,
                 go_away: GoAway::new(),
                 pending_refusal: None,
-                ping_pong: PingPong::new(),
+                ping_pong: PingPong::new(config.ping_interval_min),
                 settings: Settings::new(config.settings),
                 streams,
                 span,
@@ -353,6 +355,18 @@ where
         }
     }
 
+    /// METASTORE: counts a ping of the peer.
+    fn is_one_ping_too_many(&mut self) -> bool {
+        if !self.inner.ping_pong.counts_pings() {
+            return false;
+        }
+        let sent_stream_frames = self.codec.take_sent_stream_frames();
+        let has_streams = self.inner.streams.has_streams();
+        self.inner
+            .ping_pong
+            .is_one_ping_too_many(sent_stream_frames, has_streams)
+    }
+
     fn poll2(&mut self, cx: &mut Context) -> Poll<Result<(), Error>> {
         // This happens outside of the loop to prevent needing to do a clock
         // check and then comparison of the queue possibly multiple times a
@@ -384,11 +398,17 @@ where
             }
             ready!(self.poll_ready(cx))?;
 
-            match self
-                .inner
-                .as_dyn()
-                .recv_frame(ready!(Pin::new(&mut self.codec).poll_next(cx)?))?
-            {
+            let frame = ready!(Pin::new(&mut self.codec).poll_next(cx)?);
+            // METASTORE
+            if let Some(frame::Frame::Ping(ping)) = &frame {
+                if !ping.is_ack() && self.is_one_ping_too_many() {
+                    return Poll::Ready(Err(Error::library_go_away_data(
+                        Reason::ENHANCE_YOUR_CALM,
+                        "too_many_pings",
+                    )));
+                }
+            }
+            match self.inner.as_dyn().recv_frame(frame)? {
                 ReceivedFrame::Settings(frame) => {
                     self.inner.settings.recv_settings(
                         frame,

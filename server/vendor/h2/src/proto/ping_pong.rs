@@ -8,6 +8,7 @@ use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 use tokio::io::AsyncWrite;
 
 /// Acknowledges ping requests from the remote.
@@ -16,6 +17,39 @@ pub(crate) struct PingPong {
     pending_ping: Option<PendingPing>,
     pending_pong: Option<PingPayload>,
     user_pings: Option<UserPingsRx>,
+    strikes: Option<Strikes>,
+}
+
+/// METASTORE: counts pings that come too fast, by the rules of grpc-go.
+#[derive(Debug)]
+struct Strikes {
+    interval_min: Duration,
+    last_ping: Option<Instant>,
+    strikes: u8,
+}
+
+/// Pings that may come too fast before the connection is closed.
+const STRIKES_MAX: u8 = 2;
+/// Shortest interval between pings while no stream is open.
+const IDLE_INTERVAL_MIN: Duration = Duration::from_secs(2 * 60 * 60);
+
+impl Strikes {
+    fn is_out(&mut self, sent_stream_frames: bool, has_streams: bool, now: Instant) -> bool {
+        let last = self.last_ping.replace(now);
+        if sent_stream_frames {
+            self.strikes = 0;
+            return false;
+        }
+        let interval_min = if has_streams {
+            self.interval_min
+        } else {
+            IDLE_INTERVAL_MIN
+        };
+        if last.is_some_and(|last| now.duration_since(last) < interval_min) {
+            self.strikes += 1;
+        }
+        self.strikes > STRIKES_MAX
+    }
 }
 
 #[derive(Debug)]
@@ -61,11 +95,33 @@ const USER_STATE_CLOSED: usize = 4;
 // ===== impl PingPong =====
 
 impl PingPong {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(ping_interval_min: Option<Duration>) -> Self {
         PingPong {
             pending_ping: None,
             pending_pong: None,
             user_pings: None,
+            strikes: ping_interval_min.map(|interval_min| Strikes {
+                interval_min,
+                last_ping: None,
+                strikes: 0,
+            }),
+        }
+    }
+
+    /// METASTORE
+    pub(crate) fn counts_pings(&self) -> bool {
+        self.strikes.is_some()
+    }
+
+    /// METASTORE: counts a ping; true when the connection has to end.
+    pub(crate) fn is_one_ping_too_many(
+        &mut self,
+        sent_stream_frames: bool,
+        has_streams: bool,
+    ) -> bool {
+        match &mut self.strikes {
+            Some(strikes) => strikes.is_out(sent_stream_frames, has_streams, Instant::now()),
+            None => false,
         }
     }
 

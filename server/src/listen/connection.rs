@@ -1,0 +1,349 @@
+//! One connection of a client: what it speaks, and serving it.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use metastore_consensus::Rewound;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::net::TcpStream;
+
+use super::Services;
+use super::endpoints::Traffic;
+use super::peer_certificate::PeerCertificate;
+use super::sockets::{DetachedSocket, StreamSocket};
+use crate::config::Config;
+use crate::tls::{Accepted, Remote, ServerTls};
+
+/// Flow-control window of one stream. The default of 64 KiB stops a 1.5 MiB put many times.
+const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+/// Flow-control window of a connection: one slow stream must not stop the others.
+const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
+/// The longest that a client may take to say what it speaks, and to send the head of an HTTP/1.1
+/// request: etcd's `ReadHeaderTimeout`.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(300);
+/// Decoded size of the headers of one HTTP/2 request. Tokens are the largest that anybody sends; a
+/// compressed header can stand for thousands of times its own size, so there has to be an end.
+const HEADER_LIST_BYTES_MAX: u32 = 64 * 1024;
+/// How often a look at first bytes that say nothing yet is repeated.
+const PEEK_INTERVAL: Duration = Duration::from_millis(5);
+/// The first bytes of HTTP/2.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// The first byte of a TLS handshake.
+const TLS_HANDSHAKE: u8 = 0x16;
+/// Interval of pings that etcd's option has by default. The kernel's keep-alive finds dead
+/// connections much earlier, so pings that rare are left out: they would cost every request a lock.
+const PING_INTERVAL_DEFAULT: Duration = Duration::from_secs(2 * 60 * 60);
+/// What `--grpc-keepalive-min-time=0` means: etcd then leaves the choice to grpc-go.
+const GRPC_PING_INTERVAL_MIN: Duration = Duration::from_secs(5 * 60);
+
+/// Marks the requests of a connection with TLS, in their extensions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OverTls;
+
+/// A socket for clients, as far as its connections have to know.
+pub struct ClientEndpoint {
+    /// What is served.
+    pub traffic: Traffic,
+    /// TLS, if it is spoken.
+    pub tls: Option<ServerTls>,
+    /// Plain text is spoken.
+    pub insecure: bool,
+    /// A client is who its certificate says: `--client-cert-auth`. Without it a certificate that
+    /// `--trusted-ca-file` demands only opens the door, as in etcd.
+    pub identifies_clients: bool,
+}
+
+/// How HTTP connections behave.
+pub(super) struct HttpOptions {
+    http1: http1::Builder,
+    http2: http2::Builder<TokioExecutor>,
+    /// Shortest interval between pings of a client; faster ones end the connection.
+    ping_interval_min: Duration,
+}
+
+impl HttpOptions {
+    pub(super) fn new(config: &Config) -> Self {
+        let mut http1 = http1::Builder::new();
+        http1
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_TIMEOUT);
+        let mut http2 = http2::Builder::new(TokioExecutor::new());
+        http2
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .max_header_list_size(HEADER_LIST_BYTES_MAX)
+            .max_concurrent_streams(config.max_concurrent_streams);
+        if let (Some(interval), Some(timeout)) = (
+            config.grpc_keepalive_interval,
+            config.grpc_keepalive_timeout,
+        ) && interval < PING_INTERVAL_DEFAULT
+        {
+            http2
+                .keep_alive_interval(interval)
+                .keep_alive_timeout(timeout);
+        }
+        Self {
+            http1,
+            http2,
+            ping_interval_min: Some(config.grpc_keepalive_min_time)
+                .filter(|interval| !interval.is_zero())
+                .unwrap_or(GRPC_PING_INTERVAL_MIN),
+        }
+    }
+}
+
+/// What the first bytes of a connection say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Protocol {
+    Tls,
+    Http1,
+    Http2,
+}
+
+/// The protocol that begins so; nothing when more bytes are needed.
+fn classify(first: &[u8]) -> Option<Protocol> {
+    match first {
+        [] => None,
+        [TLS_HANDSHAKE, ..] => Some(Protocol::Tls),
+        _ if first.starts_with(PREFACE) => Some(Protocol::Http2),
+        _ if PREFACE.starts_with(first) => None,
+        _ => Some(Protocol::Http1),
+    }
+}
+
+/// Looks at the first bytes without taking them.
+async fn peek(stream: &TcpStream) -> io::Result<Protocol> {
+    let mut first = [0; PREFACE.len()];
+    let look = async {
+        loop {
+            let length = stream.peek(&mut first).await?;
+            if length == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            if let Some(protocol) = classify(&first[..length]) {
+                return Ok(protocol);
+            }
+            // A peek returns at once while there is anything to see.
+            tokio::time::sleep(PEEK_INTERVAL).await;
+        }
+    };
+    within_header_timeout(look).await
+}
+
+/// Reads the first bytes; they are put back in front of the stream.
+async fn read_first<S: AsyncRead + Unpin>(mut stream: S) -> io::Result<(Protocol, Rewound<S>)> {
+    let mut first = Vec::with_capacity(PREFACE.len());
+    let protocol = within_header_timeout(async {
+        loop {
+            if stream.read_buf(&mut first).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            if let Some(protocol) = classify(&first) {
+                return Ok(protocol);
+            }
+        }
+    })
+    .await?;
+    Ok((protocol, Rewound::new(Bytes::from(first), stream)))
+}
+
+async fn within_header_timeout<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    match tokio::time::timeout(HEADER_TIMEOUT, work).await {
+        Ok(result) => result,
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    }
+}
+
+/// What every connection of a thread shares.
+pub(super) struct Serving {
+    pub(super) services: Arc<Services>,
+    pub(super) options: HttpOptions,
+}
+
+/// Serves a connection to its end.
+pub(super) async fn serve(
+    socket: DetachedSocket,
+    endpoint: Arc<ClientEndpoint>,
+    serving: Arc<Serving>,
+) {
+    let result = match socket.attach() {
+        Ok(StreamSocket::Tcp(stream)) => serve_tcp(stream, &endpoint, &serving).await,
+        Ok(StreamSocket::Unix(stream)) => serve_unix(stream, &endpoint, &serving).await,
+        Err(error) => {
+            tracing::warn!(%error, "failed to register a connection");
+            return;
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(error, "client connection ended");
+    }
+}
+
+type Ended = Result<(), String>;
+
+async fn serve_tcp(stream: TcpStream, endpoint: &ClientEndpoint, serving: &Serving) -> Ended {
+    if endpoint.insecure {
+        let protocol = peek(&stream).await.map_err(|error| error.to_string())?;
+        match protocol {
+            Protocol::Tls => {}
+            plain => {
+                let remote = stream.peer_addr().ok();
+                return serve_http(stream, plain, remote, None, endpoint, serving).await;
+            }
+        }
+    }
+    let remote = Remote::tcp(stream.peer_addr());
+    serve_tls(stream, &remote, endpoint, serving).await
+}
+
+async fn serve_unix<S>(stream: S, endpoint: &ClientEndpoint, serving: &Serving) -> Ended
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    if !endpoint.insecure {
+        return serve_tls(stream, &Remote::unix(), endpoint, serving).await;
+    }
+    let (protocol, stream) = read_first(stream)
+        .await
+        .map_err(|error| error.to_string())?;
+    match protocol {
+        Protocol::Tls => serve_tls(stream, &Remote::unix(), endpoint, serving).await,
+        plain => serve_http(stream, plain, None, None, endpoint, serving).await,
+    }
+}
+
+async fn serve_tls<S>(
+    stream: S,
+    remote: &Remote,
+    endpoint: &ClientEndpoint,
+    serving: &Serving,
+) -> Ended
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let Some(tls) = &endpoint.tls else {
+        return Err(format!("{remote} speaks TLS, which is not spoken here"));
+    };
+    let Some(Accepted {
+        stream,
+        common_name,
+    }) = tls.accept(stream, remote).await
+    else {
+        return Ok(());
+    };
+    let certificate = Secured {
+        certificate: common_name
+            .filter(|_| endpoint.identifies_clients)
+            .map(|name| PeerCertificate {
+                common_name: Some(name).filter(|name| !name.is_empty()).map(Arc::from),
+            }),
+    };
+    let secured = Some(certificate);
+    let remote = remote.socket_address();
+    match stream.get_ref().1.alpn_protocol() {
+        Some(b"h2") => {
+            serve_http(stream, Protocol::Http2, remote, secured, endpoint, serving).await
+        }
+        Some(_) => serve_http(stream, Protocol::Http1, remote, secured, endpoint, serving).await,
+        None => {
+            let (protocol, stream) = read_first(stream)
+                .await
+                .map_err(|error| error.to_string())?;
+            serve_http(stream, protocol, remote, secured, endpoint, serving).await
+        }
+    }
+}
+
+/// What the requests of a connection with TLS are told.
+struct Secured {
+    certificate: Option<PeerCertificate>,
+}
+
+impl Secured {
+    fn mark(&self, request: &mut Request<Incoming>) {
+        let extensions = request.extensions_mut();
+        extensions.insert(OverTls);
+        if let Some(certificate) = &self.certificate {
+            extensions.insert(certificate.clone());
+        }
+    }
+}
+
+async fn serve_http<S>(
+    stream: S,
+    protocol: Protocol,
+    remote: Option<SocketAddr>,
+    secured: Option<Secured>,
+    endpoint: &ClientEndpoint,
+    serving: &Serving,
+) -> Ended
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let traffic = endpoint.traffic;
+    // As in etcd: on a TLS port that serves HTTP too, another library than gRPC's speaks HTTP/2, and
+    // it does not count pings.
+    let counts_pings = secured.is_none() || traffic == Traffic::Grpc;
+    let services = Arc::clone(&serving.services);
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        if let Some(secured) = &secured {
+            secured.mark(&mut request);
+        }
+        let answer = Arc::clone(&services).call(request, remote, traffic);
+        // On the heap at once: HTTP/2 moves the future several times before it runs.
+        Box::pin(async move { Ok::<_, Infallible>(answer.await) })
+    });
+    let io = TokioIo::new(stream);
+    let options = &serving.options;
+    match protocol {
+        Protocol::Http2 => {
+            let pings = counts_pings.then_some(options.ping_interval_min);
+            h2::server::with_ping_interval_min(pings, || {
+                options.http2.serve_connection(io, service)
+            })
+            .await
+        }
+        Protocol::Http1 if traffic == Traffic::Grpc => {
+            return Err("HTTP/1.1 on a port for gRPC".to_owned());
+        }
+        // A second handshake inside TLS is nonsense, which HTTP/1.1 answers as such.
+        Protocol::Http1 | Protocol::Tls => {
+            options
+                .http1
+                .serve_connection(io, service)
+                .with_upgrades()
+                .await
+        }
+    }
+    .map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn first_bytes_tell_the_protocol() {
+        for (first, protocol) in [
+            (&b""[..], None),
+            (b"P", None),
+            (b"PRI * HTTP/2.0\r\n", None),
+            (PREFACE, Some(Protocol::Http2)),
+            (b"PO", Some(Protocol::Http1)),
+            (b"GET / HTTP/1.1", Some(Protocol::Http1)),
+            (&[0x16, 3, 1], Some(Protocol::Tls)),
+        ] {
+            assert_eq!(classify(first), protocol, "{first:?}");
+        }
+    }
+}
