@@ -230,10 +230,15 @@ impl Node {
     async fn cancel_downgrade(&self) -> Result<DowngradeResponse, RequestError> {
         self.linearize().await?;
         let directory = self.application.directory.current();
-        if directory.downgrade_target.is_none() {
-            return Err(EtcdError::NoInflightDowngrade.into());
+        if directory.downgrade_target.is_some() {
+            self.set_downgrade(None).await?;
+        } else {
+            // etcd says so in its log only, and answers with success.
+            tracing::warn!(
+                error = EtcdError::NoInflightDowngrade.text(),
+                "failed to cancel downgrade"
+            );
         }
-        self.set_downgrade(None).await?;
         Ok(self.downgrade_response())
     }
 

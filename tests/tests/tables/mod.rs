@@ -249,7 +249,7 @@ pub const MAINTENANCE: &[(&str, &str)] = &[
 /// With `--quota-backend-bytes=200000`: below and above the limit by a lot, as the stores count their
 /// size differently.
 pub const QUOTA: &[(&str, &str)] = &[
-    ("a put that never fits", "put a v~199000; put a v~200000; alarm get; put b 1; get *; status; alarm disarm nospace self; put b 1; status"),
+    ("a put that never fits", "put a v~20000; put a v~200000; alarm get; put b 1; get *; status; alarm disarm nospace self; put b 1; status"),
     ("a transaction that never fits", "txn then(put a v~100000; put b v~100000); alarm get; alarm disarm nospace self; txn then(get a) else(put a v~100000; put b v~100000); alarm disarm nospace self; txn then(txn then(put a v~200000)); alarm disarm nospace self; txn then(put a 1) else(put b 1); get *"),
     ("the quota is judged before the request", "put '' v~200000; alarm disarm nospace self; put a v~200000 lease=99; alarm disarm nospace self; put a v~200000 ignore_value; alarm get; alarm disarm nospace self"),
 ];
