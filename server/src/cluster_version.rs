@@ -184,7 +184,13 @@ impl Node {
                 return self.validate_downgrade(&request.version).await;
             }
             Ok(DowngradeAction::Enable) => self.enable_downgrade(&request.version).await,
-            Ok(DowngradeAction::Cancel) => self.cancel_downgrade().await,
+            Ok(DowngradeAction::Cancel) => {
+                // etcd says in its log that there was nothing to cancel, and answers as if there was.
+                if let Err(error) = self.cancel_downgrade().await {
+                    tracing::warn!(%error, "failed to cancel downgrade");
+                }
+                Ok(self.downgrade_response())
+            }
             Err(_) => {
                 let text = "etcdserver: unknown method".to_owned();
                 return Err(RequestError::Unknown(text));
