@@ -100,6 +100,7 @@ fn unknown(index: u64, what: &str) -> ImportError {
 fn request(data: Bytes, index: u64, lease_ttl_min: i64) -> Result<Command, ImportError> {
     let request =
         EtcdRequest::decode(data).map_err(|error| unknown(index, &format!("damaged ({error})")))?;
+    let has_no_effect = request.has_no_effect();
     let auth_change = auth_request(&request, index)?;
     let header = request.header.unwrap_or_default();
     let translated = if let Some(put) = request.put {
@@ -141,7 +142,7 @@ fn request(data: Bytes, index: u64, lease_ttl_min: i64) -> Result<Command, Impor
                 false => String::new(),
             },
         }))
-    } else if request.range.is_some() || request.authenticate.is_some() {
+    } else if has_no_effect {
         None
     } else if let Some(change) = auth_change {
         Some(change)

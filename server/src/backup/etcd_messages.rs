@@ -162,6 +162,21 @@ pub struct EtcdRequest {
     /// Gives out a token; tokens do not survive a restart.
     #[prost(message, optional, tag = "1012")]
     pub authenticate: Option<EtcdAuthenticate>,
+    /// AuthStatus.
+    #[prost(message, optional, tag = "1013")]
+    pub auth_status: Option<EtcdRead>,
+    /// AuthUserGet.
+    #[prost(message, optional, tag = "1102")]
+    pub auth_user_get: Option<EtcdRead>,
+    /// AuthUserList.
+    #[prost(message, optional, tag = "1106")]
+    pub auth_user_list: Option<EtcdRead>,
+    /// AuthRoleList.
+    #[prost(message, optional, tag = "1107")]
+    pub auth_role_list: Option<EtcdRead>,
+    /// AuthRoleGet.
+    #[prost(message, optional, tag = "1202")]
+    pub auth_role_get: Option<EtcdRead>,
     /// AuthUserAdd.
     #[prost(message, optional, tag = "1100")]
     pub auth_user_add: Option<pb::AuthUserAddRequest>,
@@ -210,6 +225,23 @@ pub struct EtcdDowngradeInfoSet {
     #[prost(string, tag = "2")]
     pub version: String,
 }
+
+impl EtcdRequest {
+    /// Whether the request changes nothing: etcd sends some reads through its log.
+    pub fn has_no_effect(&self) -> bool {
+        self.range.is_some()
+            || self.authenticate.is_some()
+            || self.auth_status.is_some()
+            || self.auth_user_get.is_some()
+            || self.auth_user_list.is_some()
+            || self.auth_role_list.is_some()
+            || self.auth_role_get.is_some()
+    }
+}
+
+/// A request that only reads; what it asks for does not matter.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct EtcdRead {}
 
 /// `etcdserverpb.InternalAuthenticateRequest`.
 #[derive(Clone, PartialEq, Message)]
