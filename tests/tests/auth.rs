@@ -611,7 +611,7 @@ fn write_key(folder: &std::path::Path, method: &str) -> String {
             .to_pkcs8_pem(LineEnding::LF)
             .unwrap(),
         "ES256" => p256::SecretKey::random(&mut OsRng)
-            .to_sec1_pem(LineEnding::LF)
+            .to_pkcs8_pem(LineEnding::LF)
             .unwrap(),
         "EdDSA" => ed25519_dalek::SigningKey::from_bytes(&[7; 32])
             .to_pkcs8_pem(LineEnding::LF)
