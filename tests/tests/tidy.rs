@@ -39,7 +39,8 @@ fn files_below(folder: &str) -> Vec<PathBuf> {
                 if !name.starts_with('.') && !SKIPPED.contains(&name.as_str()) {
                     folders.push(path);
                 }
-            } else {
+            } else if name != ".git" {
+                // In a second work tree of git `.git` is a file.
                 found.push(
                     path.strip_prefix(root())
                         .expect("below the root")
@@ -581,6 +582,8 @@ const FIELDS_WITH_OTHER_NAMES: &[(&str, &str)] = &[
         "self_signed_cert_validity_years",
     ),
     ("tls-min-version", "min_version"),
+    ("auto-compaction-mode", "auto_compaction"),
+    ("auto-compaction-retention", "auto_compaction"),
     ("tls-max-version", "max_version"),
 ];
 
