@@ -1,8 +1,7 @@
 //! What the operator creates in Kubernetes, as pure functions of a cluster's spec.
 //!
 //! Owns the shape of every object: StatefulSets, volume claims, Services, budgets, certificates, Jobs, and the
-//! server's configuration file. Never talks to anybody. Objects are JSON, as they are sent; the tests read
-//! them with Kubernetes' own types and compare them with `tests/snapshots`.
+//! server's configuration file. Never talks to anybody. Objects are JSON, as they are sent.
 
 mod config_file;
 mod context;
