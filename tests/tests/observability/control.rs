@@ -516,7 +516,7 @@ async fn metastorectl_watches_locks_elects_and_keeps_alive() {
     let mut interactive = Running::start(&endpoint, &["watch", "-i"]);
     let stdin = interactive.child.stdin.as_mut().unwrap();
     stdin.write_all(b"watch w/a --rev 2\n").unwrap();
-    let mut lines: Vec<_> = (0..3).map(|_| interactive.line()).collect();
+    let lines: Vec<_> = (0..3).map(|_| interactive.line()).collect();
     assert_eq!(lines, ["PUT", "w/a", "1"]);
     // The watch without a revision may not have begun: written until it shows something.
     eventually("the command runs", LIMIT, || async {
