@@ -400,7 +400,23 @@ async fn counters_count_exactly_what_etcd_counts() {
     let mut seen = Vec::new();
     for program in [Program::Etcd, Program::MetaStore] {
         let member = start(program).await;
-        let before = scrape(&member);
+        // Deciding on the cluster's version is a proposal too, at a time of its own.
+        let before = eventually("the cluster's version is decided", LIMIT, || async {
+            let families = scrape(&member);
+            let sum = |name: &str| {
+                families
+                    .get(name)
+                    .map_or(0.0, |family| family.samples.values().sum::<f64>())
+            };
+            match (
+                sum("etcd_cluster_version"),
+                sum("etcd_server_proposals_pending"),
+            ) {
+                (decided, 0.0) if decided > 0.0 => Ok(families),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
         work(&member).await;
         seen.push(changes(&before, &watch_is_over(&member).await));
     }

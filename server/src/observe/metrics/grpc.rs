@@ -266,6 +266,10 @@ impl Call {
             return;
         }
         self.method.handled[code as usize].fetch_add(1, Ordering::Relaxed);
+        if self.method.call_type == CallType::BidiStream {
+            // etcd counts the receive that tells it of the end as well.
+            self.method.count_received(1, 0);
+        }
         if let Some(span) = &self.span {
             span.end(code);
         }
