@@ -63,6 +63,10 @@ operator: ## run the operator on this machine, against the current kubeconfig
 kubernetes-tools: ## build kube-apiserver and its controllers once, for the tests of the operator
 	@tests/kubernetes/install.sh
 
+.PHONY: e2e-control-plane
+e2e-control-plane: kubernetes-tools ## a Kubernetes control plane on one member of MetaStore
+	@$(ENVIRONMENT); cargo build --workspace --bins --tests; tests/kubernetes/control-plane.sh
+
 .PHONY: e2e-kubernetes
 e2e-kubernetes: kubernetes-tools ## the operator on a real Kubernetes API server: SERVER=etcd or metastore
 	@$(ENVIRONMENT); $(PREPARE_TESTS); METASTORE_KUBERNETES_SERVER=$${SERVER:-etcd} cargo test --package metastore-operator --test kubernetes -- --nocapture
