@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::controller::Action as Requeue;
 use kube::runtime::events::{Event, EventType, Recorder};
@@ -27,6 +28,8 @@ use crate::telemetry::Telemetry;
 const ERROR_INTERVAL: Duration = Duration::from_secs(3);
 /// While another operator leads.
 const STANDBY_INTERVAL: Duration = Duration::from_secs(5);
+/// How the message of a refusal by the API server begins.
+const REFUSAL: &str = "the API server refuses it: ";
 /// Numbers in the status that change all the time are written at this interval.
 const STATUS_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -95,8 +98,20 @@ async fn pass(object: &MetaStoreCluster, context: &Context) -> anyhow::Result<Re
     }
     let previous = object.status.clone().unwrap_or_default();
     let is_gone = object.metadata.deletion_timestamp.is_some();
-    if !is_gone && differs(&previous, &decision.status, now) {
-        write_status(&api, &name, "MetaStoreCluster", &decision.status).await?;
+    // A refusal stays in the status until the action succeeds or is wanted no more; writing it away and
+    // again with each attempt would wake this controller for ever.
+    let refusal = previous
+        .conditions
+        .iter()
+        .find(|condition| is_refusal(condition))
+        .filter(|_| !matches!(decision.action, Action::Wait(_)))
+        .cloned();
+    let mut status = decision.status.clone();
+    if let Some(refusal) = &refusal {
+        set_condition(&mut status, refusal.clone());
+    }
+    if !is_gone && differs(&previous, &status, now) {
+        write_status(&api, &name, "MetaStoreCluster", &status).await?;
     }
     if decision.action.is_destructive() && !context.leadership.is_held() {
         tracing::warn!(
@@ -116,10 +131,20 @@ async fn pass(object: &MetaStoreCluster, context: &Context) -> anyhow::Result<Re
     let outcome = applier.apply(&decision.action).await;
     report(context, &object, &decision, outcome.as_ref().err()).await;
     match outcome {
-        Ok(()) => Ok(Requeue::requeue(decision.requeue_after)),
+        Ok(()) => {
+            if refusal.is_some() && !is_gone {
+                write_status(&api, &name, "MetaStoreCluster", &decision.status).await?;
+            }
+            Ok(Requeue::requeue(decision.requeue_after))
+        }
         Err(error) => {
-            if is_forbidden(&error) {
-                write_forbidden(&api, &name, decision.status, &error, now).await?;
+            if let Some(message) = refusal_of(&error) {
+                let generation = status.observed_generation.unwrap_or(0);
+                let old = previous.conditions.as_slice();
+                set_condition(&mut status, refused(message, generation, old, now));
+                if !is_gone && differs(&previous, &status, now) {
+                    write_status(&api, &name, "MetaStoreCluster", &status).await?;
+                }
             }
             // A learner that has not caught up is no failure of ours.
             if matches!(decision.action, Action::Promote { .. }) {
@@ -274,33 +299,45 @@ where
     }
 }
 
-fn is_forbidden(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        matches!(cause.downcast_ref::<kube::Error>(), Some(kube::Error::Api(status)) if status.code == 403)
+/// What the API server said when it answered "forbidden".
+fn refusal_of(error: &anyhow::Error) -> Option<String> {
+    error.chain().find_map(|cause| match cause.downcast_ref() {
+        Some(kube::Error::Api(status)) if status.code == 403 => Some(status.message.clone()),
+        _ => None,
     })
 }
 
-async fn write_forbidden(
-    api: &Api<MetaStoreCluster>,
-    name: &str,
-    mut status: ClusterStatus,
-    error: &anyhow::Error,
-    now: Timestamp,
-) -> kube::Result<()> {
-    let previous = status.conditions.clone();
-    let generation = status.observed_generation.unwrap_or(0);
-    for condition in &mut status.conditions {
-        if condition.type_ == conditions::ACCEPTED {
-            *condition = metastore_operator_core::condition(
-                conditions::ACCEPTED,
-                Some(false),
-                reasons::FORBIDDEN_BY_RBAC,
-                format!("{error:#}"),
-                generation,
-                &previous,
-                now,
-            );
+/// Was this condition written by [`refused`]?
+fn is_refusal(condition: &Condition) -> bool {
+    condition.type_ == conditions::ACCEPTED
+        && [reasons::FORBIDDEN_BY_RBAC, reasons::INVALID_SPEC].contains(&condition.reason.as_str())
+        && condition.message.starts_with(REFUSAL)
+}
+
+/// The condition Accepted after a refusal. Not every "forbidden" is about roles: admission says it too, such
+/// as about a volume whose storage class does not let it grow.
+fn refused(message: String, generation: i64, previous: &[Condition], now: Timestamp) -> Condition {
+    let is_about_roles = message.contains("User ") && message.contains(" cannot ");
+    let reason = if is_about_roles {
+        reasons::FORBIDDEN_BY_RBAC
+    } else {
+        reasons::INVALID_SPEC
+    };
+    metastore_operator_core::condition(
+        conditions::ACCEPTED,
+        Some(false),
+        reason,
+        format!("{REFUSAL}{message}"),
+        generation,
+        previous,
+        now,
+    )
+}
+
+fn set_condition(status: &mut ClusterStatus, condition: Condition) {
+    for old in &mut status.conditions {
+        if old.type_ == condition.type_ {
+            *old = condition.clone();
         }
     }
-    write_status(api, name, "MetaStoreCluster", &status).await
 }

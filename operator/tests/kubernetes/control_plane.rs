@@ -228,7 +228,8 @@ impl ControlPlane {
             "--leader-elect=false".into(),
             flag("root-ca-file", "ca.crt"),
             flag("service-account-private-key-file", "accounts.key"),
-            "--use-service-account-credentials=false".into(),
+            // Each controller has a role of its own; the manager itself may hardly do anything.
+            "--use-service-account-credentials=true".into(),
             "--secure-port=0".into(),
             format!("--controllers={CONTROLLERS}"),
             "--kube-api-qps=200".into(),

@@ -103,6 +103,18 @@ impl Stage {
         let plane = ControlPlane::start(programs, &store).await;
         let client = plane.admin().await;
         let shared = Kubelet::start(client.clone(), plane.path("kubelet"), images);
+        plane
+            .apply(
+                "apiVersion: storage.k8s.io/v1
+kind: StorageClass
+metadata:
+  name: standard
+  annotations: {storageclass.kubernetes.io/is-default-class: 'true'}
+provisioner: test.metastore.io/folder
+allowVolumeExpansion: true
+",
+            )
+            .unwrap();
         let mut stage = Self {
             operator_config: plane.user_config("metastore-operator"),
             plane,
@@ -258,6 +270,25 @@ subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: metastore-ope
             .filter(|pod| pod.labels().contains_key("metastore.io/member"))
             .filter_map(|pod| pod.status.as_ref()?.pod_ip.clone())
             .collect()
+    }
+
+    /// Which Pod of a name it is, and how often its container started anew.
+    async fn incarnation(&self, pod: &str) -> Option<(String, i32)> {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), NAMESPACE);
+        let pod = api.get_opt(pod).await.ok().flatten()?;
+        let containers = pod.status.clone()?.container_statuses?;
+        Some((pod.uid()?, containers.first()?.restart_count))
+    }
+
+    /// Waits until a Pod is another one than before, or its container has started anew.
+    async fn wait_for_restart(&self, pod: &str, before: &Option<(String, i32)>) {
+        eventually("the Pod has started anew", LIMIT, || async {
+            match self.incarnation(pod).await {
+                Some(now) if Some(&now) != before.as_ref() => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
     }
 
     async fn members(&self, cluster: &str) -> BTreeSet<String> {
@@ -437,8 +468,7 @@ fn charts_are_accepted(stage: &Stage) {
             &[
                 "name=other",
                 "spec.replicas=5",
-                "backups.nightly.schedule=0 3 * * *",
-                "backups.nightly.store.pvc.claimName=backups",
+                "backups.nightly.schedule=0 3 * * *,backups.nightly.store.pvc.claimName=backups",
             ],
         ),
         (
@@ -654,7 +684,9 @@ async fn life_of_a_cluster(stage: &mut Stage) {
     let name = stage.members("example").await.into_iter().next().unwrap();
     let pod = format!("{name}-0");
     let process = stage.shared.lock().unwrap().processes[&pod];
+    let before = stage.incarnation(&pod).await;
     kubelet::signal(process, rustix::process::Signal::KILL);
+    stage.wait_for_restart(&pod, &before).await;
     stage
         .wait_for("example", "the killed member serves again", is_running(3))
         .await;
@@ -686,8 +718,11 @@ async fn life_of_a_cluster(stage: &mut Stage) {
 
     // A StatefulSet is deleted by hand: the member comes back with its volume.
     let name = stage.members("example").await.into_iter().next().unwrap();
+    let pod = format!("{name}-0");
+    let before = stage.incarnation(&pod).await;
     let (ok, text) = stage.plane.kubectl(&["delete", "statefulset", &name]);
     assert!(ok, "{text}");
+    stage.wait_for_restart(&pod, &before).await;
     let again = name.clone();
     stage
         .wait_for(

@@ -678,6 +678,10 @@ fn pending_member(context: &Context<'_>) -> Option<Step> {
         .find(|listed| listed_name(seen, listed) == Some(name.as_str()));
     let member = seen.members.iter().find(|member| member.name == name);
     let step = match (listed, member) {
+        // The servers refuse a new member while one is down: that one comes back or is replaced first.
+        (None, None) if list.len() < target_voters(context) && context.class != Class::Healthy => {
+            return None;
+        }
         (None, None) if list.len() < target_voters(context) => Step::new(
             Action::AddLearner {
                 peer_url: peer_url(context, &name),
@@ -731,6 +735,9 @@ fn pending_member(context: &Context<'_>) -> Option<Step> {
                     Action::Roll { name: name.clone() },
                     "the new member does not start and has an older template",
                 )
+            } else if context.class == Class::Degraded {
+                // A voter that is down must not wait for a member that may never start.
+                return None;
             } else {
                 Step::wait("the new member starts")
             }
@@ -806,6 +813,8 @@ fn learners(context: &Context<'_>) -> Option<Step> {
             },
             "the learner is to vote; the server says when it may",
         ),
+        // A voter that is down must not wait for a learner that may never answer.
+        Some(_) if context.class == Class::Degraded => return None,
         Some(_) => Step::wait("the learner does not answer"),
     };
     Some(step.of(growth_reason(seen), name))

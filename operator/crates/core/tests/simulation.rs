@@ -576,7 +576,7 @@ fn run(seed: u64) {
 }
 
 #[test]
-#[ignore = "after some storms the operator asks for a new learner again and again: the open end of issue 5"]
+#[ignore = "SEED=57: a member that loses its volume between its first start and the latch joins twice; open in limitations.md"]
 fn whatever_fails_the_majority_stays_and_the_wanted_state_is_reached() {
     if let Ok(seed) = std::env::var("SEED") {
         run(seed.parse().expect("SEED is a number"));

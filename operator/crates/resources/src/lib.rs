@@ -1,7 +1,8 @@
 //! What the operator creates in Kubernetes, as pure functions of a cluster's spec.
 //!
 //! Owns the shape of every object: StatefulSets, volume claims, Services, budgets, certificates, Jobs, and the
-//! server's configuration file. Never talks to anybody. Objects are JSON, as they are sent.
+//! server's configuration file. Never talks to anybody. Objects are JSON, as they are sent; the tests read
+//! them with Kubernetes' own types and compare them with `tests/snapshots`.
 
 mod config_file;
 mod context;
