@@ -69,4 +69,4 @@ e2e-control-plane: kubernetes-tools ## a Kubernetes control plane on one member 
 
 .PHONY: e2e-kubernetes
 e2e-kubernetes: kubernetes-tools ## the operator on a real Kubernetes API server: SERVER=etcd or metastore
-	@$(ENVIRONMENT); $(PREPARE_TESTS); METASTORE_KUBERNETES_SERVER=$${SERVER:-etcd} cargo test --package metastore-operator --test kubernetes -- --nocapture
+	@$(ENVIRONMENT); $(PREPARE_TESTS); METASTORE_KUBERNETES_SERVER=$${SERVER:-etcd} cargo test --workspace --test kubernetes -- --ignored --nocapture

@@ -6,7 +6,7 @@
 //!
 //! `make e2e-kubernetes` runs it; `tests/kubernetes/install.sh` builds the programs once. The variable
 //! `METASTORE_KUBERNETES_SERVER` says what the members are: `metastore`, or a real `etcd`, to tell faults of the
-//! operator from faults of the server. Without it these tests say so and end.
+//! operator from faults of the server.
 
 #![allow(clippy::unwrap_used, reason = "in a test an unwrap is an assertion")]
 
@@ -55,19 +55,13 @@ fn etcd_programs() -> PathBuf {
 }
 
 impl Stage {
-    /// Sets the stage, or says why not.
-    async fn set() -> Option<Self> {
-        let server = std::env::var("METASTORE_KUBERNETES_SERVER").unwrap_or_default();
-        if server.is_empty() {
-            eprintln!("skipped: `make e2e-kubernetes` runs it, some minutes long");
-            return None;
-        }
-        let Some(programs) = control_plane::programs() else {
-            eprintln!(
-                "skipped: kube-apiserver is not built; `make kubernetes-tools` builds it once"
-            );
-            return None;
-        };
+    /// Sets the stage.
+    async fn set() -> Self {
+        let server = std::env::var("METASTORE_KUBERNETES_SERVER").expect(
+            "METASTORE_KUBERNETES_SERVER is etcd or metastore: `make e2e-kubernetes` sets it",
+        );
+        let programs = control_plane::programs()
+            .expect("kube-apiserver is built once by `make kubernetes-tools`");
         let can_unshare = Command::new("unshare")
             .args(if rustix::process::geteuid().is_root() {
                 &["--mount", "true"][..]
@@ -76,15 +70,19 @@ impl Stage {
             })
             .status()
             .is_ok_and(|status| status.success());
-        if !can_unshare {
-            eprintln!("skipped: this machine does not allow mount namespaces (unshare --mount)");
-            return None;
-        }
+        assert!(
+            can_unshare,
+            "this machine does not allow mount namespaces (unshare --mount)"
+        );
         // One library for cryptography; the second test of a process finds it there.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let etcd = etcd_programs();
         let own = root().join("target/debug");
-        let uses_etcd = server == "etcd";
+        let uses_etcd = match server.as_str() {
+            "etcd" => true,
+            "metastore" => false,
+            other => panic!("METASTORE_KUBERNETES_SERVER={other} is neither etcd nor metastore"),
+        };
         let images = ImagePrograms {
             server: if uses_etcd {
                 etcd.join("etcd")
@@ -129,7 +127,7 @@ allowVolumeExpansion: true
         );
         stage.grant_operator_its_roles();
         stage.start_operator();
-        Some(stage)
+        stage
     }
 
     /// Renders a chart with helm and applies it, as `helm install` does.
@@ -423,10 +421,9 @@ fn example(name: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "some minutes long, and it needs kube-apiserver: `make e2e-kubernetes` runs it"]
 async fn the_operator_keeps_clusters_alive_on_a_real_api_server() {
-    let Some(mut stage) = Stage::set().await else {
-        return;
-    };
+    let mut stage = Stage::set().await;
     charts_are_accepted(&stage);
     rules_of_the_definitions(&stage);
     life_of_a_cluster(&mut stage).await;
