@@ -35,7 +35,7 @@ use crate::quota;
 use crate::slow_requests;
 
 /// Keys in the first chunk of a stream; etcd's `initialStreamChunkLimit`.
-const FIRST_CHUNK_KEYS: i64 = 10;
+const FIRST_CHUNK_KEYS: usize = 10;
 /// A range of at most this many keys is read on the client's own runtime thread; a larger one goes
 /// to the blocking pool, where it holds up nobody.
 const INLINE_KEYS_MAX: i64 = 1000;
@@ -121,8 +121,7 @@ impl KeyValueService {
             .await?;
         let reading = Instant::now();
         let result = self.read(&request).await;
-        METRICS.range_duration[usize::from(result.is_ok())]
-            .observe(reading.elapsed().as_secs_f64());
+        observe_range(reading, result.is_ok());
         self.node.check_unchanged(identity.as_ref())?;
         let mut response = result?;
         let (took, expected) = (started.elapsed(), self.node.config.warning_apply_duration);
@@ -215,8 +214,8 @@ impl KeyValueService {
         credentials: &Credentials,
     ) -> Result<TxnResponse, RequestError> {
         let started = Instant::now();
-        let mut response = if is_read_only(&request) {
-            if !is_serializable(&request) {
+        let mut response = if validate::is_read_only(&request) {
+            if !validate::is_serializable(&request) {
                 self.node.linearize().await?;
             }
             let reader = self.node.reader();
@@ -352,8 +351,13 @@ fn txn_attributes(request: &TxnRequest) -> Vec<KeyValue> {
         KeyValue::new("compare_len", count(request.compare.len())),
         KeyValue::new("success_len", count(request.success.len())),
         KeyValue::new("failure_len", count(request.failure.len())),
-        KeyValue::new("read_only", is_read_only(request)),
+        KeyValue::new("read_only", validate::is_read_only(request)),
     ]
+}
+
+/// Notes how long reading a range took; a stream reads one for each of its chunks, as in etcd.
+fn observe_range(started: Instant, success: bool) {
+    METRICS.range_duration[usize::from(success)].observe(started.elapsed().as_secs_f64());
 }
 
 /// Runs a read that may take long where it holds up nobody.
@@ -376,28 +380,6 @@ fn is_small(request: &RangeRequest) -> bool {
             && request.max_mod_revision == 0
             && request.min_create_revision == 0
             && request.max_create_revision == 0)
-}
-
-/// Whether a transaction holds only ranges at its top level (etcd sends any nested one through the
-/// log).
-fn is_read_only(request: &TxnRequest) -> bool {
-    request
-        .success
-        .iter()
-        .chain(&request.failure)
-        .all(|op| matches!(op.request, Some(request_op::Request::RequestRange(_))))
-}
-
-/// Whether every range of a read-only transaction is serializable.
-fn is_serializable(request: &TxnRequest) -> bool {
-    request
-        .success
-        .iter()
-        .chain(&request.failure)
-        .all(|op| match &op.request {
-            Some(request_op::Request::RequestRange(range)) => range.serializable,
-            _ => false,
-        })
 }
 
 impl KeyValueService {
@@ -537,67 +519,46 @@ fn unchanged_to_the_end(
 /// The chunks of a RangeStream: one revision for all, header, `more` and `count` on the last only.
 fn stream_range(
     node: Arc<Node>,
-    mut request: RangeRequest,
+    request: RangeRequest,
 ) -> impl Stream<Item = Result<RangeStreamResponse, Status>> + Send {
     let chunk_bytes = node.config.max_request_bytes;
     async_stream::try_stream! {
-        if request.count_only {
-            let reader = node.reader();
-            let counted = blocking(move || Ok(reader.range(&request)?)).await?;
-            let mut header = counted.header;
-            node.fill(&mut header);
-            yield RangeStreamResponse {
-                range_response: Some(RangeResponse { header, count: counted.count, ..Default::default() }),
-            };
-            return;
-        }
-        let wanted = if request.limit > 0 { request.limit } else { i64::MAX };
-        let mut chunk_keys = FIRST_CHUNK_KEYS.min(wanted);
-        let mut sent = 0;
-        let mut pinned = 0;
+        let mut cursor = node
+            .reader()
+            .range_stream_start(&request)
+            .map_err(RequestError::from)?;
+        let mut chunk_keys = FIRST_CHUNK_KEYS;
         loop {
-            request.limit = chunk_keys;
-            let reader = node.reader();
-            let part = request.clone();
-            let chunk = blocking(move || Ok(reader.range(&part)?)).await?;
-            if pinned == 0 {
-                pinned = chunk.header.as_ref().map_or(0, |header| header.revision);
-                if request.revision <= 0 {
-                    request.revision = pinned;
-                }
-            }
-            sent += i64::try_from(chunk.kvs.len()).unwrap_or(i64::MAX);
-            let done = !chunk.more || sent >= wanted;
-            let size = chunk.encoded_len();
-            let next_key = chunk.kvs.last().and_then(|kv| {
-                let key = metastore_proto::encoded_field_bytes(&kv.0, 1)?;
-                Some(bytes::Bytes::from([key, b"\0"].concat()))
-            });
-            let mut out = RangeResponse { kvs: chunk.kvs, ..Default::default() };
+            let reading = Instant::now();
+            let (rest, chunk) = blocking(move || {
+                let chunk = cursor.next_chunk(chunk_keys);
+                Ok((cursor, chunk))
+            })
+            .await?;
+            cursor = rest;
+            observe_range(reading, chunk.is_ok());
+            let chunk = chunk.map_err(RequestError::from)?;
+            let done = chunk.done;
+            let mut response = RangeResponse {
+                kvs: chunk.kvs,
+                more: chunk.more,
+                count: chunk.count,
+                ..Default::default()
+            };
+            let size = response.encoded_len();
             if done {
-                let mut header = chunk.header;
-                if let Some(header) = &mut header {
-                    header.revision = pinned;
-                }
-                node.fill(&mut header);
-                out.header = header;
-                out.more = chunk.more;
-                // `count` of a chunk counts from its own first key on.
-                out.count = sent - i64::try_from(out.kvs.len()).unwrap_or(0) + chunk.count;
+                response.header = Some(node.header_at(chunk.revision));
             }
-            yield RangeStreamResponse { range_response: Some(out) };
+            yield RangeStreamResponse { range_response: Some(response) };
             if done {
                 return;
             }
-            let Some(next_key) = next_key else { return };
-            request.key = next_key;
             // Chunks double or halve towards the size of the largest request.
             if size < chunk_bytes / 2 {
                 chunk_keys = chunk_keys.saturating_mul(2);
             } else if size > chunk_bytes * 2 {
                 chunk_keys = (chunk_keys / 2).max(1);
             }
-            chunk_keys = chunk_keys.min(wanted - sent);
         }
     }
 }
