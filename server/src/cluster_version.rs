@@ -155,6 +155,15 @@ impl Directory {
         self.version().filter(|version| *version != OLDEST)
     }
 
+    /// The storage version that a copy of the store carries. etcd's tools need one, so it is this
+    /// program's until the cluster has decided.
+    pub fn storage_version_of_copies(&self) -> String {
+        self.storage_version().map_or_else(
+            || version::STORAGE_VERSION.to_owned(),
+            |version| version.to_string(),
+        )
+    }
+
     /// Why a member of this program must not take part in the cluster, if it must not.
     pub fn refuses_this_program(&self) -> Option<String> {
         let own: Version = version::ETCD_VERSION.parse().ok()?;

@@ -19,7 +19,6 @@ use super::etcd_messages::{
 use crate::application::APPLIED_KEY;
 use crate::applied_position;
 use crate::member_directory::Directory;
-use crate::version;
 
 /// The row of the auth table that says whether authentication is on.
 pub(super) const AUTH_ENABLED_ROW: &[u8] = b"enabled";
@@ -201,7 +200,7 @@ impl SmallBuckets {
         };
         let members = serde_json::to_vec(&members).expect("numbers are JSON");
         self.put("meta", b"confState", members);
-        let version = version::STORAGE_VERSION.as_bytes().to_vec();
+        let version = directory.storage_version_of_copies().into_bytes();
         self.put("meta", b"storageVersion", version);
         Ok(())
     }

@@ -234,7 +234,9 @@ impl Maintenance for MaintenanceService {
         let credentials = credentials_of(&self.node, &request);
         self.node.check_admin(&credentials).await?;
         let engine = self.node.reader().engine();
-        Ok(Response::new(Box::pin(snapshot(engine))))
+        let directory = self.node.application.directory.current();
+        let version = directory.storage_version_of_copies();
+        Ok(Response::new(Box::pin(snapshot(engine, version))))
     }
 
     async fn move_leader(

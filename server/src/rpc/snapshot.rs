@@ -15,19 +15,22 @@ use tonic::Status;
 use crate::backup::export::{FileReceiver, export};
 use crate::backup::human_bytes::human_bytes;
 use crate::observe::metrics::METRICS;
-use crate::version;
 
 /// Bytes of the database in each message, as in etcd.
 const CHUNK_BYTES: usize = 32 * 1024;
 /// Messages that may wait for a client. When they do, the export waits: it never needs more memory.
 const MESSAGES_WAITING_MAX: usize = 8;
 
-/// The messages of one snapshot of `engine`, as it is now. The export ends when the stream is dropped.
-pub fn snapshot(engine: SharedEngine) -> impl Stream<Item = Result<SnapshotResponse, Status>> {
+/// The messages of one snapshot of `engine`, as it is now, which announce this storage version. The
+/// export ends when the stream is dropped.
+pub fn snapshot(
+    engine: SharedEngine,
+    storage_version: String,
+) -> impl Stream<Item = Result<SnapshotResponse, Status>> {
     let (messages, stream) = mpsc::channel(MESSAGES_WAITING_MAX);
     // An export takes as long as its client needs: it must not hold a thread that serves others.
     tokio::task::spawn_blocking(move || {
-        let mut sender = Sender::new(messages);
+        let mut sender = Sender::new(messages, storage_version);
         match export(&engine, &mut sender) {
             Ok(()) => sender.end(),
             Err(error) if error.is_abandoned() => {
@@ -47,10 +50,14 @@ struct Sender {
     total_bytes: u64,
     sent_bytes: u64,
     started: Instant,
+    storage_version: String,
 }
 
 impl Sender {
-    fn new(messages: mpsc::Sender<Result<SnapshotResponse, Status>>) -> Self {
+    fn new(
+        messages: mpsc::Sender<Result<SnapshotResponse, Status>>,
+        storage_version: String,
+    ) -> Self {
         Self {
             messages,
             chunk: Vec::new(),
@@ -58,6 +65,7 @@ impl Sender {
             total_bytes: 0,
             sent_bytes: 0,
             started: Instant::now(),
+            storage_version,
         }
     }
 
@@ -66,7 +74,7 @@ impl Sender {
             header: None,
             remaining_bytes: self.total_bytes - self.sent_bytes,
             blob,
-            version: version::STORAGE_VERSION.to_owned(),
+            version: self.storage_version.clone(),
         };
         self.messages
             .blocking_send(Ok(message))
@@ -98,7 +106,7 @@ impl Sender {
                 "total-bytes" = self.total_bytes,
                 size = human_bytes(self.total_bytes),
                 ?took,
-                "storage-version" = version::STORAGE_VERSION,
+                "storage-version" = self.storage_version,
                 "successfully sent database snapshot to client"
             );
         }
@@ -119,7 +127,7 @@ impl FileReceiver for Sender {
         tracing::info!(
             "total-bytes" = file_bytes,
             size = human_bytes(file_bytes),
-            "storage-version" = version::STORAGE_VERSION,
+            "storage-version" = self.storage_version,
             "sending database snapshot to client"
         );
         Ok(())
