@@ -27,7 +27,7 @@ use prost::Message;
 
 use crate::alarms::Alarms;
 use crate::applied_position;
-use crate::auth::{self, AuthApplied, AuthBatch, AuthManager};
+use crate::auth::{AuthApplied, AuthBatch, AuthManager};
 use crate::compaction::Compaction;
 use crate::engines::EngineDirectory;
 use crate::lease_manager::LeaseManager;
@@ -438,7 +438,10 @@ type DecodedEntry = (LogPosition, Decoded, Option<Responder>);
 /// must not see one of before the change with the other of after it.
 fn batch_len(entries: &[DecodedEntry]) -> usize {
     let changes_users = |(_, payload, _): &DecodedEntry| match payload {
-        Decoded::Command(command) => command.request.as_ref().is_some_and(auth::changes_users),
+        Decoded::Command(command) => command
+            .request
+            .as_ref()
+            .is_some_and(metastore_auth::changes_users),
         _ => false,
     };
     match entries.iter().position(changes_users) {

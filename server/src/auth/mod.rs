@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use metastore_auth::{AuthState, Change, Identity, LeaseKeys, TokenChange};
+use metastore_auth::{AuthState, Change, Identity, LeaseKeys, TokenChange, changes_users};
 use metastore_proto::error_text::EtcdError;
 use metastore_proto::internal::Command;
 use metastore_proto::internal::command::Request;
@@ -263,13 +263,11 @@ impl AuthBatch {
         request: &Request,
         index: u64,
     ) -> Option<Result<AuthApplied, EtcdError>> {
-        if !is_auth(request) {
-            return None;
-        }
         let applied = match request {
             // Changes nothing, so the state need not be copied.
             Request::Authenticate(request) => self.state.authenticate(request),
-            request => Arc::make_mut(&mut self.state).apply(request)?,
+            request if changes_users(request) => Arc::make_mut(&mut self.state).apply(request)?,
+            _ => return None,
         };
         let Change { rows, tokens } = match applied {
             Ok(change) => change,
@@ -292,30 +290,6 @@ impl AuthBatch {
             revision: applier.revision(),
         }))
     }
-}
-
-/// Whether a command is one of users, roles and tokens.
-fn is_auth(request: &Request) -> bool {
-    matches!(
-        request,
-        Request::AuthEnable(_)
-            | Request::AuthDisable(_)
-            | Request::Authenticate(_)
-            | Request::AuthUserAdd(_)
-            | Request::AuthUserDelete(_)
-            | Request::AuthUserChangePassword(_)
-            | Request::AuthUserGrantRole(_)
-            | Request::AuthUserRevokeRole(_)
-            | Request::AuthRoleAdd(_)
-            | Request::AuthRoleDelete(_)
-            | Request::AuthRoleGrantPermission(_)
-            | Request::AuthRoleRevokePermission(_)
-    )
-}
-
-/// Whether a command may change who may do what.
-pub fn changes_users(request: &Request) -> bool {
-    is_auth(request) && !matches!(request, Request::Authenticate(_))
 }
 
 /// One line for each change, with etcd's words. Never a password, a hash or a token.

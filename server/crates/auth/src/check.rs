@@ -290,7 +290,18 @@ impl AuthState {
             Request::LeaseRevoke(revoke) if revoke.expired_in_term == 0 => {
                 self.check_lease_write(identity, leases, revoke.id)
             }
-            Request::AuthEnable(_)
+            request if changes_users(request) => Ok(self.check_admin(identity)?),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Whether a command may change who may do what: only administrators run it, and readers must see it
+/// and the keys of before or after it, never a mixture.
+pub fn changes_users(request: &Request) -> bool {
+    matches!(
+        request,
+        Request::AuthEnable(_)
             | Request::AuthDisable(_)
             | Request::AuthUserAdd(_)
             | Request::AuthUserDelete(_)
@@ -300,8 +311,6 @@ impl AuthState {
             | Request::AuthRoleAdd(_)
             | Request::AuthRoleDelete(_)
             | Request::AuthRoleGrantPermission(_)
-            | Request::AuthRoleRevokePermission(_) => Ok(self.check_admin(identity)?),
-            _ => Ok(()),
-        }
-    }
+            | Request::AuthRoleRevokePermission(_)
+    )
 }

@@ -18,7 +18,7 @@ mod state;
 mod tokens;
 
 pub use apply::{Change, TokenChange};
-pub use check::{Identity, LeaseKeys};
+pub use check::{Identity, LeaseKeys, changes_users};
 pub use key_set::KeySet;
 pub use rows::{ENABLED_ROW, REVISION_ROW, role_row, user_row};
 pub use state::{AuthState, Permissions, ROOT, User};
