@@ -8,16 +8,15 @@ use bytes::Bytes;
 use metastore_proto::error_text::EtcdError;
 use metastore_proto::etcdserverpb::{
     Compare, DeleteRangeRequest, DeleteRangeResponse, LeaseGrantRequest, LeaseGrantResponse,
-    PutRequest, RangeRequest, RangeResponse, RequestOp, TxnRequest, TxnResponse,
-    WatchCreateRequest, WatchRequest, WatchResponse, compare, range_request, request_op,
-    response_op, watch_request,
+    PutRequest, RangeRequest, RangeResponse, RequestOp, TxnRequest, TxnResponse, WatchResponse,
+    compare, range_request, request_op, response_op,
 };
 use metastore_proto::mvccpb::event::EventType;
 use metastore_proto::{EncodedKeyValue, KeyValue};
 use prost::Message;
 use tonic::{Code, Status};
 
-use super::in_process::{Answers, Caller, one_message};
+use super::in_process::{Answers, Caller};
 use super::services::BaseServices;
 
 /// TTL of the lease that a caller without one gets; etcd's `defaultSessionTTL`.
@@ -27,7 +26,6 @@ const RANGE_PATH: &str = "/etcdserverpb.KV/Range";
 const TXN_PATH: &str = "/etcdserverpb.KV/Txn";
 const DELETE_RANGE_PATH: &str = "/etcdserverpb.KV/DeleteRange";
 const LEASE_GRANT_PATH: &str = "/etcdserverpb.Lease/LeaseGrant";
-const WATCH_PATH: &str = "/etcdserverpb.Watch/Watch";
 
 /// Texts that etcd's client does not recognise, so that they keep their code on the way through it.
 const UNRECOGNISED: [EtcdError; 6] = [
@@ -157,16 +155,7 @@ impl Session {
         range_end: Bytes,
         start_revision: i64,
     ) -> Result<Watch, Status> {
-        let create = WatchCreateRequest {
-            key,
-            range_end,
-            start_revision,
-            ..Default::default()
-        };
-        let request = WatchRequest {
-            request_union: Some(watch_request::RequestUnion::CreateRequest(create)),
-        };
-        let answers = self.caller.call(WATCH_PATH, one_message(&request)).await;
+        let answers = self.caller.watch(key, range_end, start_revision).await;
         Ok(Watch { answers })
     }
 }

@@ -13,6 +13,7 @@ use futures::future::BoxFuture;
 use http::{Extensions, HeaderMap, HeaderValue, Method, Request, Response, header};
 use http_body::Body as HttpBody;
 use http_body_util::{BodyExt, Full};
+use metastore_proto::etcdserverpb::{WatchCreateRequest, WatchRequest, watch_request};
 use prost::Message;
 use tonic::body::Body;
 use tonic::{Code, Status};
@@ -20,6 +21,7 @@ use tonic::{Code, Status};
 use super::services::{BaseServices, GrpcServices};
 use super::unary::ResponseBody;
 
+const WATCH_PATH: &str = "/etcdserverpb.Watch/Watch";
 /// Flag and length in front of each message.
 const PREFIX_BYTES: usize = 5;
 /// The headers by which a client says who it is.
@@ -85,6 +87,20 @@ impl<S: Callee> Caller<S> {
         let mut answers = self.call(path, one_message(request)).await;
         let message = answers.only().await?;
         A::decode(message).map_err(|error| Status::internal(error.to_string()))
+    }
+
+    /// One watch of a range, with its answers.
+    pub async fn watch(&self, key: Bytes, range_end: Bytes, start_revision: i64) -> Answers {
+        let create = WatchCreateRequest {
+            key,
+            range_end,
+            start_revision,
+            ..Default::default()
+        };
+        let request = WatchRequest {
+            request_union: Some(watch_request::RequestUnion::CreateRequest(create)),
+        };
+        self.call(WATCH_PATH, one_message(&request)).await
     }
 
     /// A call with a stream of framed messages as its body.

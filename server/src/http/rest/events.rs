@@ -6,9 +6,7 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use http_body_util::{BodyExt, StreamBody};
 use metastore_proto::error_text::EtcdError;
-use metastore_proto::etcdserverpb::{
-    RangeRequest, WatchCreateRequest, WatchRequest, WatchResponse, watch_request,
-};
+use metastore_proto::etcdserverpb::{RangeRequest, WatchResponse};
 use metastore_proto::mvccpb::event::EventType;
 use prost::Message;
 use serde_json::{Value, json};
@@ -18,10 +16,9 @@ use super::list::item;
 use super::problem::Problem;
 use super::query::Query;
 use super::{Exchange, Outcome, fields, set_revision};
-use crate::rpc::in_process::{Answers, one_message};
+use crate::rpc::in_process::Answers;
 use crate::rpc::unary::ResponseBody;
 
-const WATCH_PATH: &str = "/etcdserverpb.Watch/Watch";
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// A line without meaning after so much silence, so that proxies keep the connection and a dead client
 /// is noticed.
@@ -60,17 +57,8 @@ impl Watch {
 
 impl Exchange {
     pub(super) async fn watch(&self, key: Bytes, range_end: Bytes, start_revision: i64) -> Watch {
-        let create = WatchCreateRequest {
-            key,
-            range_end,
-            start_revision,
-            ..Default::default()
-        };
-        let request = WatchRequest {
-            request_union: Some(watch_request::RequestUnion::CreateRequest(create)),
-        };
         Watch {
-            answers: self.caller.call(WATCH_PATH, one_message(&request)).await,
+            answers: self.caller.watch(key, range_end, start_revision).await,
         }
     }
 
