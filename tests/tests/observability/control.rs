@@ -351,7 +351,10 @@ impl Control {
             "hashkv",
         ];
         if shapes_only.iter().any(|shape| line.contains(shape)) {
-            return shape(&text);
+            return text
+                .split_inclusive('\n')
+                .map(|part| shape(&in_order_of_names(part)))
+                .collect();
         }
         let fleeting = [
             "took", "Took", "dbSize", "DBSize", "peerURLs", "PeerURL", "-w table",
@@ -372,6 +375,20 @@ impl Control {
             })
             .collect()
     }
+}
+
+/// The members of a line `ETCD_INITIAL_CLUSTER="a=http://…,b=http://…"` by name: they come in the order
+/// of their ids, and the id of a new one depends on the time.
+fn in_order_of_names(line: &str) -> String {
+    let cluster = line
+        .strip_prefix("ETCD_INITIAL_CLUSTER=\"")
+        .and_then(|rest| rest.strip_suffix("\"\n"));
+    let Some(cluster) = cluster else {
+        return line.to_owned();
+    };
+    let mut members: Vec<_> = cluster.split(',').collect();
+    members.sort_unstable();
+    format!("ETCD_INITIAL_CLUSTER=\"{}\"\n", members.join(","))
 }
 
 /// The text with its numbers and blanks as one character each: ids, times and sizes differ.

@@ -609,6 +609,7 @@ impl RangeCursor {
             0 => i64::MAX,
             limit => limit - self.streamed,
         };
+        self.reader.shared.counters.count_ranges(1);
         let asked = i64::try_from(limit_keys.max(1)).unwrap_or(i64::MAX);
         self.request.limit = asked.min(left);
         let (answer, remaining) = self.reader.read_at(self.request.revision, |_, revision| {
@@ -640,6 +641,7 @@ impl RangeCursor {
         {
             let rest = KeyRange::new(key, self.request.range_end.clone());
             if !rest.is_empty() {
+                self.reader.shared.counters.count_ranges(1);
                 remaining = self.reader.count_at(&rest, revision)?;
             }
         }
