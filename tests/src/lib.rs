@@ -33,7 +33,7 @@ pub mod script_runner;
 pub use client::Client;
 pub use cluster::Cluster;
 pub use member::{Member, MemberBuilder};
-pub use patience::{deadline, eventually};
+pub use patience::{deadline, eventually, within};
 pub use programs::Program;
 
 /// The seed of a random test: from the environment variable `SEED` to replay, else fresh.

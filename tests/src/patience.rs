@@ -40,3 +40,19 @@ where
     }
     panic!("waited {limit:?} in vain until {reason}: {last}");
 }
+
+/// Runs a test with a deadline, stretched by [`deadline`]. What the test holds is dropped while the
+/// failure unwinds, so that members show their logs.
+///
+/// # Panics
+///
+/// When the test takes longer.
+pub async fn within(limit: Duration, test: impl Future<Output = ()>) {
+    let mut test = std::pin::pin!(test);
+    if tokio::time::timeout(deadline(limit), &mut test)
+        .await
+        .is_err()
+    {
+        panic!("the test takes longer than {limit:?}");
+    }
+}

@@ -26,16 +26,8 @@ mod websocket;
 /// A test that takes longer hangs.
 const TEST_LIMIT: Duration = Duration::from_secs(120);
 
-/// Runs a test with a deadline. What it holds is dropped while the failure unwinds, so that members
-/// show their logs.
 async fn within(test: impl Future<Output = ()>) {
-    let mut test = std::pin::pin!(test);
-    if tokio::time::timeout(deadline(TEST_LIMIT), &mut test)
-        .await
-        .is_err()
-    {
-        panic!("the test takes longer than {TEST_LIMIT:?}");
-    }
+    metastore_tests::within(TEST_LIMIT, test).await;
 }
 
 /// The oracle and the store under test, with the same flags.

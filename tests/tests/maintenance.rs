@@ -14,7 +14,7 @@ use metastore_proto::etcdserverpb as pb;
 use metastore_store::engine::{Engine, WriteBatch};
 use metastore_store_rocksdb::{RocksDbEngine, RocksDbOptions};
 use metastore_tests::programs::subject;
-use metastore_tests::{Client, Cluster, Member, MemberBuilder, Program, deadline, eventually};
+use metastore_tests::{Client, Cluster, Member, MemberBuilder, Program, eventually};
 use pb::AlarmType;
 use pb::alarm_request::AlarmAction;
 use tonic::Code;
@@ -25,13 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const TEST_LIMIT: Duration = Duration::from_secs(120);
 
 async fn within(test: impl Future<Output = ()>) {
-    let mut test = std::pin::pin!(test);
-    if tokio::time::timeout(deadline(TEST_LIMIT), &mut test)
-        .await
-        .is_err()
-    {
-        panic!("the test takes longer than {TEST_LIMIT:?}");
-    }
+    metastore_tests::within(TEST_LIMIT, test).await;
 }
 
 async fn alarm(
@@ -465,6 +459,17 @@ async fn a_downgrade_lowers_the_cluster_version_and_its_cancellation_raises_it()
         let info = client.status().await.unwrap().downgrade_info.unwrap();
         assert!(info.enabled);
         assert_eq!(info.target_version, "3.6.0");
+        // A copy of the store says so too, so that the older program takes it.
+        let mut copy = client
+            .maintenance
+            .clone()
+            .snapshot(pb::SnapshotRequest {})
+            .await
+            .unwrap()
+            .into_inner();
+        let first = copy.message().await.unwrap().unwrap();
+        assert_eq!(first.version, "3.6.0");
+        drop(copy);
         downgrade(&client, DowngradeAction::Cancel, "").await;
         all_tell(&cluster, "3.7.0").await;
         let info = client.status().await.unwrap().downgrade_info.unwrap();

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use metastore_proto::etcdserverpb as pb;
 use metastore_tests::programs::tool;
-use metastore_tests::{Client, Member, MemberBuilder, Program, deadline};
+use metastore_tests::{Client, Member, MemberBuilder, Program};
 use tempfile::TempDir;
 
 #[path = "snapshot/contents.rs"]
@@ -31,13 +31,7 @@ const TEST_LIMIT: Duration = Duration::from_secs(180);
 const ENGINES: [&str; 2] = ["rocksdb", "memory"];
 
 async fn within(test: impl Future<Output = ()>) {
-    let mut test = std::pin::pin!(test);
-    if tokio::time::timeout(deadline(TEST_LIMIT), &mut test)
-        .await
-        .is_err()
-    {
-        panic!("the test takes longer than {TEST_LIMIT:?}");
-    }
+    metastore_tests::within(TEST_LIMIT, test).await;
 }
 
 /// What a program answered.
