@@ -7,17 +7,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::FutureExt;
 use http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use metastore_consensus::Rewound;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::Services;
 use super::endpoints::Traffic;
+use super::executor::PollFirst;
 use super::peer_certificate::PeerCertificate;
 use super::sockets::{DetachedSocket, StreamSocket};
 use crate::config::Config;
@@ -65,7 +67,7 @@ pub struct ClientEndpoint {
 /// How HTTP connections behave.
 pub(super) struct HttpOptions {
     http1: http1::Builder,
-    http2: http2::Builder<TokioExecutor>,
+    http2: http2::Builder<PollFirst>,
     /// Shortest interval between pings of a client; faster ones end the connection.
     ping_interval_min: Duration,
 }
@@ -76,7 +78,7 @@ impl HttpOptions {
         http1
             .timer(TokioTimer::new())
             .header_read_timeout(HEADER_TIMEOUT);
-        let mut http2 = http2::Builder::new(TokioExecutor::new());
+        let mut http2 = http2::Builder::new(PollFirst);
         http2
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -299,9 +301,9 @@ where
         if let Some(secured) = &secured {
             secured.mark(&mut request);
         }
-        let answer = Arc::clone(&services).call(request, remote, traffic);
-        // On the heap at once: HTTP/2 moves the future several times before it runs.
-        Box::pin(async move { Ok::<_, Infallible>(answer.await) })
+        services
+            .call(request, remote, traffic)
+            .map(Ok::<_, Infallible>)
     });
     let io = TokioIo::new(stream);
     let options = &serving.options;

@@ -6,6 +6,7 @@
 
 mod connection;
 mod endpoints;
+mod executor;
 pub mod peer_certificate;
 pub mod sockets;
 
@@ -13,6 +14,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread;
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use http::{Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use metastore_consensus::completion::Mailbox;
@@ -40,20 +43,20 @@ struct Services {
 }
 
 impl Services {
-    async fn call(
-        self: Arc<Self>,
+    fn call(
+        self: &Arc<Self>,
         request: Request<Incoming>,
         remote: Option<SocketAddr>,
         traffic: Traffic,
-    ) -> Response<ResponseBody> {
+    ) -> BoxFuture<'static, Response<ResponseBody>> {
         if !is_grpc(&request) || matches!(traffic, Traffic::Http | Traffic::Metrics) {
-            return Box::pin(self.call_http(request, traffic)).await;
+            return Arc::clone(self).call_http(request, traffic).boxed();
         }
-        self.grpc.call(request, remote).await
+        self.grpc.call(request, remote)
     }
 
     async fn call_http(
-        &self,
+        self: Arc<Self>,
         request: Request<Incoming>,
         traffic: Traffic,
     ) -> Response<ResponseBody> {

@@ -30,19 +30,18 @@ const CREDENTIAL_HEADERS: [&str; 2] = ["authorization", "token"];
 /// Services that can be called.
 pub trait Callee: Clone + Send + Sync + 'static {
     /// Answers a call.
-    fn answer(&self, request: Request<Body>)
-    -> impl Future<Output = Response<ResponseBody>> + Send;
+    fn answer(&self, request: Request<Body>) -> BoxFuture<'static, Response<ResponseBody>>;
 }
 
 impl Callee for BaseServices {
-    async fn answer(&self, request: Request<Body>) -> Response<ResponseBody> {
-        self.call(request, None).await
+    fn answer(&self, request: Request<Body>) -> BoxFuture<'static, Response<ResponseBody>> {
+        self.call(request, None)
     }
 }
 
 impl Callee for GrpcServices {
-    async fn answer(&self, request: Request<Body>) -> Response<ResponseBody> {
-        self.call(request, None).await
+    fn answer(&self, request: Request<Body>) -> BoxFuture<'static, Response<ResponseBody>> {
+        self.call(request, None)
     }
 }
 
@@ -115,9 +114,7 @@ impl<S: Callee> Caller<S> {
             header::CONTENT_TYPE,
             HeaderValue::from_static("application/grpc"),
         );
-        // Without its type: handlers that are made of calls would have types too deep for the compiler.
-        let answer: BoxFuture<'_, _> = Box::pin(self.services.answer(request));
-        Answers::new(answer.await)
+        Answers::new(self.services.answer(request).await)
     }
 }
 

@@ -1,10 +1,12 @@
 //! The KV service.
 
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Instant;
 
-use futures::{Stream, StreamExt};
+use futures::future::BoxFuture;
+use futures::{FutureExt, Stream, StreamExt};
+use http::request::Parts;
 use http::{Request, Response};
 use metastore_auth::Identity;
 use metastore_proto::codec::SmallBufferCodec;
@@ -96,7 +98,7 @@ impl KeyValueService {
         validate::range(&request)?;
         let started = Instant::now();
         let attributes = range_attributes(&request);
-        let answer = self.range_checked(request, credentials, started);
+        let answer = pin!(self.range_checked(request, credentials, started));
         let result = traces::in_span("range", attributes, answer).await;
         METRICS
             .request_duration
@@ -154,7 +156,7 @@ impl KeyValueService {
         validate::put(&request)?;
         let key = traces::is_on().then(|| traces::text(&request.key));
         let attributes = || vec![KeyValue::new("key", key.unwrap_or_default())];
-        let proposal = self.node.propose_store(Proposal::Put(request), credentials);
+        let proposal = pin!(self.node.propose_store(Proposal::Put(request), credentials));
         match traces::in_span("put", attributes, proposal).await? {
             CommandResponse::Put(mut response) => {
                 self.node.fill(&mut response.header);
@@ -180,9 +182,10 @@ impl KeyValueService {
                 KeyValue::new("range_end", traces::text(&request.range_end)),
             ]
         });
-        let proposal = self
-            .node
-            .propose_store(Proposal::DeleteRange(request), credentials);
+        let proposal = pin!(
+            self.node
+                .propose_store(Proposal::DeleteRange(request), credentials)
+        );
         match traces::in_span("delete_range", || range.unwrap_or_default(), proposal).await? {
             CommandResponse::DeleteRange(mut response) => {
                 self.node.fill(&mut response.header);
@@ -204,7 +207,7 @@ impl KeyValueService {
         self.node.check_quota(quota::txn_cost(&request)).await?;
         validate::txn(&request, self.node.config.max_txn_ops)?;
         let attributes = traces::is_on().then(|| txn_attributes(&request));
-        let answer = self.txn_checked(request, credentials);
+        let answer = pin!(self.txn_checked(request, credentials));
         traces::in_span("txn", || attributes.unwrap_or_default(), answer).await
     }
 
@@ -384,88 +387,84 @@ fn is_small(request: &RangeRequest) -> bool {
 
 impl KeyValueService {
     /// Answers a call of the KV service.
-    pub async fn call<B: RequestBody>(
+    ///
+    /// Each method has a future of its own on the heap: one for all would be as large as the largest, and
+    /// futures are copied.
+    pub fn call<B: RequestBody>(
         &self,
         request: Request<B>,
         method: Method,
         options: CallOptions,
-    ) -> Response<ResponseBody> {
-        let node = &self.node;
+    ) -> BoxFuture<'static, Response<ResponseBody>> {
+        let service = self.clone();
         match method {
-            Method::Range => {
-                unary::serve(
-                    &method::RANGE,
-                    request,
-                    options,
-                    |parts, range: RangeRequest| async move {
-                        let on_learner = if range.serializable {
-                            OnLearner::Allowed
-                        } else {
-                            OnLearner::Refused
-                        };
-                        check_call(node, &parts.headers, on_learner)?;
-                        let credentials = credentials(node, &parts.headers, &parts.extensions);
-                        Ok(self.range(range, &credentials).await?)
-                    },
-                )
-                .await
-            }
-            Method::Put => {
-                unary::serve(&method::PUT, request, options, |parts, put| async move {
-                    check_call(node, &parts.headers, OnLearner::Refused)?;
-                    let credentials = credentials(node, &parts.headers, &parts.extensions);
-                    Ok(self.put(put, &credentials).await?)
-                })
-                .await
-            }
-            Method::Txn => {
-                unary::serve(&method::TXN, request, options, |parts, txn| async move {
-                    check_call(node, &parts.headers, OnLearner::Refused)?;
-                    let credentials = credentials(node, &parts.headers, &parts.extensions);
-                    Ok(self.txn(txn, &credentials).await?)
-                })
-                .await
-            }
-            Method::DeleteRange => {
-                unary::serve(
-                    &method::DELETE_RANGE,
-                    request,
-                    options,
-                    |parts, delete| async move {
-                        check_call(node, &parts.headers, OnLearner::Refused)?;
-                        let credentials = credentials(node, &parts.headers, &parts.extensions);
-                        Ok(self.delete_range(delete, &credentials).await?)
-                    },
-                )
-                .await
-            }
-            Method::Compact => {
-                unary::serve(
-                    &method::COMPACT,
-                    request,
-                    options,
-                    |parts, compaction| async move {
-                        check_call(node, &parts.headers, OnLearner::Refused)?;
-                        let credentials = credentials(node, &parts.headers, &parts.extensions);
-                        Ok(self.compact(compaction, &credentials).await?)
-                    },
-                )
-                .await
-            }
+            Method::Range => unary::serve(
+                &method::RANGE,
+                request,
+                options,
+                |parts, range: RangeRequest| async move {
+                    let on_learner = if range.serializable {
+                        OnLearner::Allowed
+                    } else {
+                        OnLearner::Refused
+                    };
+                    let credentials = service.admit(&parts, on_learner)?;
+                    Ok(service.range(range, &credentials).await?)
+                },
+            )
+            .boxed(),
+            Method::Put => unary::serve(&method::PUT, request, options, |parts, put| async move {
+                let credentials = service.admit(&parts, OnLearner::Refused)?;
+                Ok(service.put(put, &credentials).await?)
+            })
+            .boxed(),
+            Method::Txn => unary::serve(&method::TXN, request, options, |parts, txn| async move {
+                let credentials = service.admit(&parts, OnLearner::Refused)?;
+                Ok(service.txn(txn, &credentials).await?)
+            })
+            .boxed(),
+            Method::DeleteRange => unary::serve(
+                &method::DELETE_RANGE,
+                request,
+                options,
+                |parts, delete| async move {
+                    let credentials = service.admit(&parts, OnLearner::Refused)?;
+                    Ok(service.delete_range(delete, &credentials).await?)
+                },
+            )
+            .boxed(),
+            Method::Compact => unary::serve(
+                &method::COMPACT,
+                request,
+                options,
+                |parts, compaction| async move {
+                    let credentials = service.admit(&parts, OnLearner::Refused)?;
+                    Ok(service.compact(compaction, &credentials).await?)
+                },
+            )
+            .boxed(),
             Method::RangeStream => {
-                let streaming = RangeStreaming(self.clone());
-                let answer = grpc::observe(&method::RANGE_STREAM, request, |request| async move {
+                let streaming = RangeStreaming(service);
+                grpc::observe(&method::RANGE_STREAM, request, move |request| async move {
                     Grpc::new(SmallBufferCodec::default())
                         .apply_max_message_size_config(Some(options.bytes_max), None)
                         .server_streaming(streaming, request)
                         .await
-                });
-                Box::pin(answer).await.map(ResponseBody::Counted)
+                })
+                .map(|answer| answer.map(ResponseBody::Counted))
+                .boxed()
             }
-            Method::Unknown => unary::failure(Status::unimplemented(
+            Method::Unknown => std::future::ready(unary::failure(Status::unimplemented(
                 "unknown method for service etcdserverpb.KV",
-            )),
+            )))
+            .boxed(),
         }
+    }
+
+    /// Whether this member serves the call now; who makes it.
+    fn admit(&self, parts: &Parts, on_learner: OnLearner) -> Result<Credentials, Status> {
+        check_call(&self.node, &parts.headers, on_learner)?;
+        Ok(credentials(&self.node, &parts.headers, &parts.extensions))
     }
 }
 
@@ -559,6 +558,29 @@ fn stream_range(
             } else if size > chunk_bytes * 2 {
                 chunk_keys = (chunk_keys / 2).max(1);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes_of_answer<Argument, F: Future>(_: impl Fn(&'static KeyValueService, Argument) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// Futures are copied when they are made, some KiB of them for each layer once.
+    #[test]
+    fn futures_of_the_hot_calls_are_small() {
+        let credentials: &'static Credentials = Box::leak(Box::default());
+        for (name, bytes) in [
+            ("range", bytes_of_answer(|service, range| service.range(range, credentials))),
+            ("put", bytes_of_answer(|service, put| service.put(put, credentials))),
+            ("txn", bytes_of_answer(|service, txn| service.txn(txn, credentials))),
+        ] {
+            eprintln!("{name}: {bytes}");
+            assert!(bytes <= 2048, "{name}: {bytes} bytes");
         }
     }
 }

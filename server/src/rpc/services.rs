@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use http::{Request, Response};
 use http_body::Body as HttpBody;
 use metastore_proto::etcdserverpb::auth_server::AuthServer;
@@ -96,29 +98,29 @@ impl BaseServices {
 
     /// Answers a call that `remote` made; nothing: this process itself. The key-value and watch
     /// services come first: they are asked for thousands of times a second.
-    pub async fn call<B: RequestBody>(
+    pub fn call<B: RequestBody>(
         &self,
         request: Request<B>,
         remote: Option<SocketAddr>,
-    ) -> Response<ResponseBody> {
+    ) -> BoxFuture<'static, Response<ResponseBody>> {
         let options = CallOptions {
             remote,
             ..self.options
         };
         if let Some(method) = request.uri().path().strip_prefix(KEY_VALUE_PATH) {
             let method = key_value::Method::parse(method);
-            return self.key_value.call(request, method, options).await;
+            return self.key_value.call(request, method, options);
         }
         if let Some(method) = request.uri().path().strip_prefix(WATCH_PATH) {
             let known = method == "Watch";
-            return self.watch.call(request, known);
+            return std::future::ready(self.watch.call(request, known)).boxed();
         }
-        Box::pin(counted(self, request, options)).await
+        counted(self.clone(), request, options).boxed()
     }
 }
 
 /// Services that tonic serves.
-trait TonicServices: Sync {
+trait TonicServices: Send + Sync + 'static {
     /// Answers a call.
     fn serve<B>(&self, request: Request<B>) -> impl Future<Output = Response<Body>> + Send
     where
@@ -128,7 +130,7 @@ trait TonicServices: Sync {
 
 /// Answers a call of a service that is not asked for thousands of times a second, and counts it.
 async fn counted<B: RequestBody>(
-    services: &impl TonicServices,
+    services: impl TonicServices,
     request: Request<B>,
     options: CallOptions,
 ) -> Response<ResponseBody> {
@@ -201,20 +203,20 @@ impl GrpcServices {
     }
 
     /// Answers a call that `remote` made; nothing: this process itself.
-    pub async fn call<B: RequestBody>(
+    pub fn call<B: RequestBody>(
         &self,
         request: Request<B>,
         remote: Option<SocketAddr>,
-    ) -> Response<ResponseBody> {
+    ) -> BoxFuture<'static, Response<ResponseBody>> {
         // One comparison for the calls that come thousands of times a second.
         if !request.uri().path().starts_with("/v3") {
-            return self.base.call(request, remote).await;
+            return self.base.call(request, remote);
         }
         let options = CallOptions {
             remote,
             ..self.base.options
         };
-        Box::pin(counted(self, request, options)).await
+        counted(self.clone(), request, options).boxed()
     }
 }
 

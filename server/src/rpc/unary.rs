@@ -5,7 +5,7 @@
 //! Streams and rare calls use tonic.
 
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -244,7 +244,7 @@ where
     let mut call = Call::start(method, &parts.headers);
     call.received(1, message.len());
     let started = Instant::now();
-    let answer = call.run(handler(parts, request)).await;
+    let answer = call.run(pin!(handler(parts, request))).await;
     let took = started.elapsed();
     if took > options.warning_duration {
         log_slow::<Q, A>(&message, answer.as_ref().ok(), took, options.remote);

@@ -4,7 +4,7 @@
 //! relaxed additions; labels are put together when somebody looks. What is the same for unary calls
 //! (started and received, handled and sent) is counted once.
 
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
@@ -237,7 +237,8 @@ impl Call {
         }
     }
 
-    /// Runs what answers the call, inside its span if there is one.
+    /// Runs what answers the call, inside its span if there is one. Give it a pinned future: the future of
+    /// this function holds its argument twice.
     pub async fn run<F: Future>(&self, answer: F) -> F::Output {
         match &self.span {
             None => answer.await,
@@ -312,7 +313,7 @@ where
         method,
         messages: MessageCounter::default(),
     });
-    let (parts, inner) = call.run(serve(request)).await.into_parts();
+    let (parts, inner) = call.run(pin!(serve(request))).await.into_parts();
     // An answer without a body has its status in the headers.
     if let Some(status) = Status::from_header_map(&parts.headers) {
         call.end(status.code());
