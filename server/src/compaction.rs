@@ -75,7 +75,11 @@ impl Compaction {
     }
 }
 
-/// The body of the compaction thread: steps of `batch_revisions` with `pause` between them (etcd's
+/// Steps in which a batch is deleted, with their share of the pause after each: a put waits for one of them
+/// at most.
+const STEPS_PER_BATCH: usize = 10;
+
+/// The body of the compaction thread: batches of `batch_revisions` with `pause` between them (etcd's
 /// `--compaction-batch-limit` and `--compaction-sleep-interval`).
 pub fn run(
     application: &Arc<Application>,
@@ -83,14 +87,16 @@ pub fn run(
     pause: Duration,
     fatal: impl Fn(String),
 ) {
+    let step_revisions = batch_revisions.div_ceil(STEPS_PER_BATCH);
+    let pause = pause / STEPS_PER_BATCH as u32;
     // A compaction that a crash cut short goes on at start.
     application.compaction.wake();
     while application.compaction.wait(None) {
         let started = Instant::now();
-        loop {
+        for step in 1_usize.. {
             let step_started = Instant::now();
             let reader = application.reader();
-            let more = match reader.collect_garbage_step(batch_revisions) {
+            let more = match reader.collect_garbage_step(step_revisions) {
                 Ok(more) => more,
                 Err(error) => {
                     fatal(format!("compaction failed: {error}"));
@@ -100,7 +106,9 @@ pub fn run(
             METRICS
                 .compaction_pause_milliseconds
                 .observe(step_started.elapsed().as_millis() as f64);
-            application.note_size();
+            if !more || step.is_multiple_of(STEPS_PER_BATCH) {
+                application.note_size();
+            }
             if !more {
                 METRICS
                     .compaction_total_milliseconds

@@ -4,7 +4,6 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use metastore_revision_model::{
@@ -16,11 +15,11 @@ use metastore_store::engine::{
 };
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
-    Cache, ColumnFamily, CompactOptions, DB, DBPinnableSlice, FlushOptions, LiveFile, ReadOptions,
+    Cache, ColumnFamily, CompactOptions, DB, DBPinnableSlice, FlushOptions, ReadOptions,
     WriteOptions, properties,
 };
 
-use crate::error::{io_failed, operation_failed};
+use crate::error::{io_failed, open_failed, operation_failed};
 use crate::open::{self, sync_directory};
 use crate::options::{DEFAULT, LATEST, REVISIONS, RocksDbOptions, write_options};
 
@@ -31,11 +30,6 @@ use crate::options::{DEFAULT, LATEST, REVISIONS, RocksDbOptions, write_options};
 /// state, which the trait allows. After the first segment the scan is a big one and its blocks no
 /// longer push out those that others read.
 const SCAN_SEGMENT_ROWS: usize = 10_000;
-
-/// Bytes of files that one step of a defragmentation rewrites: some hundred milliseconds of work.
-const SLICE_BYTES: usize = 16 << 20;
-/// The longest pause between two steps of a defragmentation.
-const SLICE_PAUSE_MAX: Duration = Duration::from_secs(2);
 
 /// What a record costs in a batch beside its pair, in both tables: keys, tags, lengths, numbers.
 const RECORD_OVERHEAD_BYTES: usize = 160;
@@ -85,7 +79,7 @@ impl RocksDbEngine {
     /// version of this one, or the file system refuses. The message says which, where, and what an
     /// operator should do; none of them goes away by trying again.
     pub fn open(directory: &Path, options: &RocksDbOptions) -> Result<Self, EngineError> {
-        let translated = options.translate();
+        let translated = options.translate().map_err(|error| open_failed(directory, &error))?;
         let db = open::open(directory, &translated)?;
         Ok(Self {
             directory: directory.to_owned(),
@@ -469,24 +463,13 @@ impl Engine for RocksDbEngine {
     fn compact_files(&self) -> Result<(), EngineError> {
         self.flush()?;
         let mut options = CompactOptions::default();
-        // Automatic compactions go on beside it; writes must not wait for an operator's wish.
+        // Automatic compactions go on beside it; writes must not wait for an operator's wish. A table as a
+        // whole, not in slices: the files of the upper levels reach over all keys, and each slice would
+        // rewrite the whole of the lower ones.
         options.set_exclusive_manual_compaction(false);
-        let files = self
-            .db
-            .live_files()
-            .map_err(self.failed("listing the files of the database"))?;
-        for name in Self::family_names() {
-            let family = self.family(name);
-            let mut from: Option<Vec<u8>> = None;
-            let cuts = slice_ends(&files, name).into_iter().map(Some);
-            for to in cuts.chain([None]) {
-                let started = Instant::now();
-                self.db
-                    .compact_range_cf_opt(family, from.as_deref(), to.as_deref(), &options);
-                // As much rest as work: half of one processor is the most that this takes.
-                std::thread::sleep(started.elapsed().min(SLICE_PAUSE_MAX));
-                from = to;
-            }
+        for family in self.families() {
+            self.db
+                .compact_range_cf_opt(family, None::<&[u8]>, None::<&[u8]>, &options);
         }
         // RocksDB's C interface returns nothing from a compaction; its errors end up here.
         match self.background_error() {
@@ -565,26 +548,6 @@ impl std::fmt::Debug for RocksDbEngine {
             .field("inline_bytes", &self.inline_bytes)
             .finish_non_exhaustive()
     }
-}
-
-/// Keys at which a defragmentation cuts a column family into slices of about [`SLICE_BYTES`].
-fn slice_ends(files: &[LiveFile], family: &str) -> Vec<Vec<u8>> {
-    let mut own: Vec<(&Vec<u8>, usize)> = files
-        .iter()
-        .filter(|file| file.column_family_name == family)
-        .filter_map(|file| Some((file.end_key.as_ref()?, file.size)))
-        .collect();
-    own.sort_unstable();
-    let mut ends = Vec::new();
-    let mut bytes = 0;
-    for (end, size) in own {
-        bytes += size;
-        if bytes >= SLICE_BYTES && ends.last() != Some(end) {
-            ends.push(end.clone());
-            bytes = 0;
-        }
-    }
-    ends
 }
 
 fn decode_latest(stored: &[u8], parts: RowParts) -> Result<LatestRow, RecordError> {

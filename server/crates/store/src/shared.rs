@@ -35,7 +35,7 @@ const FORMAT: u8 = 1;
 /// How a store is opened.
 #[derive(Clone, Debug)]
 pub struct StoreOptions {
-    /// Memory of the apply thread's cache of key metadata in bytes. Default 32 MiB, about 200 000
+    /// Memory of the apply thread's cache of key metadata in bytes. Default 24 MiB, about 150 000
     /// keys. 0 turns it off.
     pub metadata_cache_bytes: usize,
     /// Where operations are counted. Default: counters of its own.
@@ -45,7 +45,7 @@ pub struct StoreOptions {
 impl Default for StoreOptions {
     fn default() -> Self {
         Self {
-            metadata_cache_bytes: 32 << 20,
+            metadata_cache_bytes: 24 << 20,
             counters: Arc::default(),
         }
     }
