@@ -15,10 +15,10 @@ RUN --mount=type=cache,target=/cache \
     --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/source/target \
     bash -c 'set -euo pipefail; source .ci/scripts/environment.sh; \
-        cargo build --release --locked --bins --package metastore-server --package metastore-operator; \
+        cargo build --release --locked --bins --package metastore-server --package metastore-ctl --package metastore-operator; \
         mkdir -p /programs; \
-        for program in metastore metastorectl metastoreutl metastore-operator; do \
-            if [ -x target/release/$program ]; then cp target/release/$program /programs/; fi; \
+        for program in metastore metastorectl metastoreutl metastore-operator kubectl-metastore; do \
+            cp target/release/$program /programs/; \
         done'
 
 FROM gcr.io/distroless/cc-debian12:nonroot AS operator

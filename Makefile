@@ -68,5 +68,9 @@ e2e-control-plane: kubernetes-tools ## a Kubernetes control plane on one and on 
 	@$(ENVIRONMENT); cargo build --workspace --bins --tests; tests/kubernetes/control-plane.sh 1; tests/kubernetes/control-plane.sh 3
 
 .PHONY: e2e-kubernetes
-e2e-kubernetes: kubernetes-tools ## the operator on a real Kubernetes API server: SERVER=etcd or metastore
-	@$(ENVIRONMENT); $(PREPARE_TESTS); METASTORE_KUBERNETES_SERVER=$${SERVER:-etcd} cargo test --workspace --test kubernetes -- --ignored --nocapture
+e2e-kubernetes: kubernetes-tools ## the operator on a real Kubernetes API server: SERVER=metastore or etcd
+	@$(ENVIRONMENT); $(PREPARE_TESTS); METASTORE_KUBERNETES_SERVER=$${SERVER:-metastore} cargo test --workspace --test kubernetes -- --ignored --nocapture --test-threads=1 $(TESTS)
+
+.PHONY: e2e-nodes
+e2e-nodes: kubernetes-tools ## the operator on a real Kubernetes with nodes that run containers; needs root
+	@$(ENVIRONMENT); cargo build --workspace --bins; tests/kubernetes/nodes.sh

@@ -8,7 +8,8 @@ use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, ListParams, ObjectMeta, PostParams, PropagationPolicy};
 use metastore_operator_api::{JobPhase, MetaStoreCluster, MetaStoreTask, TaskStatus, names};
 use metastore_operator_core::{
-    Action, Identity, IdentityChange, MemberObservation, MemberPhase, Start, TaskStep,
+    Action, FORCED_TEMPLATE_HASH, Identity, IdentityChange, MemberObservation, MemberPhase, Start,
+    TaskStep,
 };
 use metastore_operator_resources::{Cluster, MemberStart, claim, config_map, stateful_set};
 use serde_json::json;
@@ -294,9 +295,9 @@ impl Applier<'_> {
         let phase = MemberPhase::Recovering.as_str();
         let mut set = stateful_set(self.cluster, name, phase, 1, None).map_err(|m| anyhow!(m))?;
         // Unlike the wanted template, so that the member restarts now, and once more without force.
-        set["metadata"]["annotations"][names::TEMPLATE_HASH_ANNOTATION] = json!("recovering");
-        set["spec"]["template"]["metadata"]["annotations"][names::TEMPLATE_HASH_ANNOTATION] =
-            json!("recovering");
+        let hash = json!(FORCED_TEMPLATE_HASH);
+        set["metadata"]["annotations"][names::TEMPLATE_HASH_ANNOTATION] = hash.clone();
+        set["spec"]["template"]["metadata"]["annotations"][names::TEMPLATE_HASH_ANNOTATION] = hash;
         apply(client, &set).await?;
         Ok(())
     }

@@ -78,6 +78,22 @@ pub(crate) async fn hold(api: Api<Lease>, identity: String, leadership: Leadersh
     }
 }
 
+/// Gives the Lease back, if this operator holds it.
+pub(crate) async fn release(api: &Api<Lease>, identity: &str) -> kube::Result<()> {
+    let Some(mut lease) = api.get_opt(LEASE_NAME).await? else {
+        return Ok(());
+    };
+    let holder = lease.spec.as_mut().map(|spec| &mut spec.holder_identity);
+    match holder {
+        Some(holder) if holder.as_deref() == Some(identity) => *holder = None,
+        _ => return Ok(()),
+    }
+    won(api
+        .replace(LEASE_NAME, &PostParams::default(), &lease)
+        .await)
+    .map(|_| ())
+}
+
 /// One attempt. `Ok(false)`: another holds it.
 async fn try_hold(
     api: &Api<Lease>,

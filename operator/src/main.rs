@@ -28,9 +28,11 @@ fn main() -> ExitCode {
     let outcome = runtime.block_on(async {
         match &settings.command {
             Some(Command::Agent { work }) => agent::run(*work).await,
-            Some(Command::Plan { namespace, name }) => {
-                program::plan(&settings, namespace, name).await
-            }
+            Some(Command::Plan {
+                namespace,
+                name,
+                spec,
+            }) => program::plan(&settings, namespace, name, spec.as_deref()).await,
             Some(Command::Run) | None => program::run(&settings).await,
         }
     });

@@ -145,6 +145,7 @@ impl MemberClient {
             raft_applied_index: answer.raft_applied_index,
             db_size_bytes: answer.db_size,
             db_in_use_bytes: answer.db_size_in_use,
+            db_quota_bytes: answer.db_size_quota,
         })
     }
 

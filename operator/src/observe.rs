@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use futures::future::join_all;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, ContainerStatus, PersistentVolumeClaim, Pod, Secret};
 use kube::api::{Api, ListParams};
 use kube::{Resource, ResourceExt};
 use metastore_operator_api::conditions::reasons;
@@ -33,6 +33,8 @@ use crate::reconcile::Context;
 pub(crate) const RETIRED_LABEL: &str = "metastore.io/retired";
 /// Annotation of StatefulSets: when space was last reclaimed.
 pub(crate) const DEFRAGMENTED_ANNOTATION: &str = "metastore.io/defragmented-at";
+/// Of what a container said last, so much stands in the status.
+const MESSAGE_CHARS_MAX: usize = 400;
 /// The finalizer of clusters whose data is deleted with them.
 pub(crate) const FINALIZER: &str = "metastore.io/delete-data";
 
@@ -206,18 +208,11 @@ fn pod(pod: &Pod) -> PodObservation {
                 .iter()
                 .any(|condition| condition.type_ == "Ready" && condition.status == "True")
         });
-    let waiting_reason = status
-        .and_then(|status| status.container_statuses.as_ref())
-        .into_iter()
-        .flatten()
-        .find_map(|container| {
-            let waiting = container.state.as_ref()?.waiting.as_ref()?;
-            let reason = waiting.reason.clone()?;
-            Some(match &waiting.message {
-                Some(message) => format!("{reason}: {message}"),
-                None => reason,
-            })
-        });
+    let waiting_reason = status.and_then(|status| {
+        let first = status.init_container_statuses.iter().flatten();
+        let then = status.container_statuses.iter().flatten();
+        first.chain(then).find_map(why_waiting)
+    });
     PodObservation {
         is_ready,
         is_terminating: pod.metadata.deletion_timestamp.is_some(),
@@ -229,6 +224,24 @@ fn pod(pod: &Pod) -> PodObservation {
             .unwrap_or_default(),
         waiting_reason,
     }
+}
+
+/// Why a container does not run. What it said when it ended says more than that it is being restarted.
+fn why_waiting(container: &ContainerStatus) -> Option<String> {
+    let waiting = container.state.as_ref()?.waiting.as_ref()?;
+    let reason = waiting.reason.clone()?;
+    let ended = container.last_state.as_ref();
+    let said = ended.and_then(|state| state.terminated.as_ref()?.message.as_deref());
+    let said = said.filter(|text| !text.is_empty());
+    let Some(text) = said.or(waiting.message.as_deref()) else {
+        return Some(reason);
+    };
+    let length = text.chars().count();
+    let end: String = text
+        .chars()
+        .skip(length.saturating_sub(MESSAGE_CHARS_MAX))
+        .collect();
+    Some(format!("{reason}: {}", end.trim()))
 }
 
 fn claim(claim: &PersistentVolumeClaim) -> ClaimObservation {

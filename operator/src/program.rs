@@ -64,19 +64,22 @@ pub async fn run(settings: &Settings) -> anyhow::Result<()> {
         .await
         .with_context(|| format!("listening on {}", settings.listen))?;
     let health = serve_health(listener, context.telemetry.clone());
-    let mut background: Vec<BoxFuture<'static, ()>> = vec![
+    let background: Vec<BoxFuture<'static, ()>> = vec![
         health.boxed(),
         discover(context.clone()).boxed(),
         follow_leadership(context.clone()).boxed(),
     ];
-    if !settings.lease_namespace.is_empty() {
-        let api: Api<Lease> = Api::namespaced(client.clone(), &settings.lease_namespace);
-        let hold = lease::hold(api, identity(settings), context.leadership.clone());
-        background.push(hold.boxed());
-    }
     for task in background {
         tokio::spawn(task);
     }
+    let leases: Option<Api<Lease>> = match settings.lease_namespace.as_str() {
+        "" => None,
+        namespace => Some(Api::namespaced(client.clone(), namespace)),
+    };
+    let holding = leases.clone().map(|api| {
+        let leadership = context.leadership.clone();
+        tokio::spawn(lease::hold(api, identity(settings), leadership))
+    });
     let mut controllers: Vec<BoxFuture<'static, ()>> = Vec::new();
     if settings.namespaces.is_empty() {
         controllers.extend(controllers_in(&context, None));
@@ -90,6 +93,13 @@ pub async fn run(settings: &Settings) -> anyhow::Result<()> {
         "operator started"
     );
     futures::future::join_all(controllers).await;
+    if let (Some(api), Some(holding)) = (leases, holding) {
+        holding.abort();
+        // Nothing is under way any more: another operator need not wait until the Lease has ended.
+        if let Err(error) = lease::release(&api, &identity(settings)).await {
+            tracing::warn!(%error, "the Lease was not given back");
+        }
+    }
     tracing::info!("operator stopped");
     Ok(())
 }
@@ -279,19 +289,30 @@ pub(crate) fn all_backups(client: &Client, namespace: Option<&str>) -> Api<MetaS
     scoped(client, namespace)
 }
 
-/// Prints what would be done next for a cluster, and why.
+/// Prints what would be done next for a cluster, and why. `change` is a merge patch of its spec, to try out.
 ///
 /// # Errors
 ///
-/// When Kubernetes cannot be reached, or there is no such cluster.
-pub async fn plan(settings: &Settings, namespace: &str, name: &str) -> anyhow::Result<()> {
+/// When Kubernetes cannot be reached, there is no such cluster, or the change makes no valid spec.
+pub async fn plan(
+    settings: &Settings,
+    namespace: &str,
+    name: &str,
+    change: Option<&str>,
+) -> anyhow::Result<()> {
     let client = Client::try_default().await?;
     let context = make_context(settings, client.clone()).await?;
     let api: Api<MetaStoreCluster> = Api::namespaced(client, namespace);
-    let object = api
+    let mut object = api
         .get_opt(name)
         .await?
         .ok_or_else(|| anyhow!("there is no MetaStoreCluster {namespace}/{name}"))?;
+    if let Some(change) = change {
+        let change = serde_json::from_str(change).context("the change of the spec is no JSON")?;
+        let mut spec = serde_json::to_value(&object.spec)?;
+        merge(&mut spec, change);
+        object.spec = serde_json::from_value(spec).context("the changed spec is none")?;
+    }
     let uid = uid_of(&object);
     let cluster = Cluster {
         name,
@@ -316,4 +337,41 @@ pub async fn plan(settings: &Settings, namespace: &str, name: &str) -> anyhow::R
         );
     }
     Ok(())
+}
+
+/// JSON merge patch (RFC 7396).
+fn merge(target: &mut serde_json::Value, change: serde_json::Value) {
+    let serde_json::Value::Object(change) = change else {
+        *target = change;
+        return;
+    };
+    if !target.is_object() {
+        *target = serde_json::Value::Object(serde_json::Map::new());
+    }
+    for (key, value) in change {
+        if value.is_null() {
+            if let Some(fields) = target.as_object_mut() {
+                fields.remove(&key);
+            }
+        } else {
+            merge(&mut target[&key], value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    #[test]
+    fn a_merge_patch_sets_removes_and_goes_deep() {
+        let mut spec = json!({"replicas": 3, "config": {"quota": "1Gi", "logLevel": "info"}});
+        super::merge(
+            &mut spec,
+            json!({"replicas": 5, "config": {"quota": null}, "storage": {"size": "2Gi"}}),
+        );
+        let wanted =
+            json!({"replicas": 5, "config": {"logLevel": "info"}, "storage": {"size": "2Gi"}});
+        assert_eq!(spec, wanted);
+    }
 }

@@ -71,6 +71,9 @@ pub enum Command {
         namespace: String,
         /// The cluster.
         name: String,
+        /// A change of the spec to try, as a JSON merge patch: `{"replicas": 5}`.
+        #[arg(long)]
+        spec: Option<String>,
     },
 }
 

@@ -63,6 +63,11 @@ impl Client {
     /// A client that speaks TLS to `host:port`, and connects when it is first used.
     pub fn secure(address: &str, config: Arc<ClientConfig>) -> Self {
         let name = address.rsplit_once(':').map_or(address, |(host, _)| host);
+        Self::secure_as(address, name, config)
+    }
+
+    /// As [`secure`](Self::secure), where the certificate has another name than the address.
+    pub fn secure_as(address: &str, name: &str, config: Arc<ClientConfig>) -> Self {
         let name = ServerName::try_from(name.to_owned()).expect("fixtures make valid names");
         let connector = TlsConnector::from(config);
         let target = address.to_owned();

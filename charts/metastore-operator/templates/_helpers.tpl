@@ -40,26 +40,35 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{/* What the operator may do where its clusters are: nothing else. It never deletes or executes in Pods. */}}
 {{- define "operator.rules" -}}
 - apiGroups: [metastore.io]
-  resources: [metastoreclusters, metastorebackups, metastorebackupschedules, metastoretasks]
-  verbs: [get, list, watch, create, update, patch, delete]
+  resources: [metastoreclusters]
+  verbs: [get, list, watch, patch]
 - apiGroups: [metastore.io]
-  resources:
-    - metastoreclusters/status
-    - metastoreclusters/finalizers
-    - metastorebackups/status
-    - metastorebackups/finalizers
-    - metastorebackupschedules/status
-    - metastorebackupschedules/finalizers
-    - metastoretasks/status
-  verbs: [get, update, patch]
+  resources: [metastorebackups]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [metastore.io]
+  resources: [metastorebackupschedules]
+  verbs: [get, list, watch]
+- apiGroups: [metastore.io]
+  resources: [metastoretasks]
+  verbs: [get, list, watch, delete]
+- apiGroups: [metastore.io]
+  resources: [metastoreclusters/status, metastorebackups/status, metastorebackupschedules/status, metastoretasks/status]
+  verbs: [patch]
+# Where the admission plugin OwnerReferencesPermissionEnforcement is on, owning an object needs it.
+- apiGroups: [metastore.io]
+  resources: [metastoreclusters/finalizers, metastorebackups/finalizers]
+  verbs: [update]
 - apiGroups: [apps]
   resources: [statefulsets]
-  verbs: [get, list, watch, create, update, patch, delete]
+  verbs: [list, watch, create, patch, delete]
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 - apiGroups: [""]
-  resources: [persistentvolumeclaims, configmaps]
+  resources: [persistentvolumeclaims]
+  verbs: [list, create, patch, delete]
+- apiGroups: [""]
+  resources: [configmaps]
   verbs: [get, list, create, update, patch, delete]
 - apiGroups: [""]
   resources: [services, serviceaccounts]

@@ -40,6 +40,10 @@ impl Process {
         Self { child, log }
     }
 
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn has_ended(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(Some(_)))
     }
@@ -151,6 +155,12 @@ impl ControlPlane {
         let accounts = KeyPair::generate().unwrap();
         write("accounts.key", &accounts.serialize_pem());
         write("accounts.pub", &accounts.public_key_pem());
+        // Every call of the operators is written down: no_call_was_forbidden reads it.
+        write(
+            "audit-policy.yaml",
+            "apiVersion: audit.k8s.io/v1\nkind: Policy\nomitStages: [RequestReceived]\nrules:\n\
+             - {level: Metadata, users: [metastore-operator]}\n- {level: None}\n",
+        );
 
         let (client_port, peer_port, port) = (free_port(), free_port(), free_port());
         let client_url = format!("http://127.0.0.1:{client_port}");
@@ -188,7 +198,11 @@ impl ControlPlane {
             flag("service-account-signing-key-file", "accounts.key"),
             "--service-cluster-ip-range=10.96.0.0/16".into(),
             "--authorization-mode=RBAC".into(),
+            // As on OpenShift: who owns an object needs a right on the owner's finalizers.
+            "--enable-admission-plugins=OwnerReferencesPermissionEnforcement".into(),
             "--endpoint-reconciler-type=none".into(),
+            flag("audit-policy-file", "audit-policy.yaml"),
+            flag("audit-log-path", "audit.log"),
         ]);
         let mut apiserver = Process::start(command, path("apiserver.log"));
 

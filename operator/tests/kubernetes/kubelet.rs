@@ -505,8 +505,21 @@ impl Running {
         let spec = pod.spec.clone().unwrap_or_default();
         let name = spec.containers[0].name.clone();
         let never = spec.restart_policy.as_deref() == Some("Never");
-        let message =
-            || fs::read_to_string(self.folder.join("termination-log")).unwrap_or_default();
+        let init = spec.init_containers.unwrap_or_default();
+        let initializing = init
+            .get(self.init_index)
+            .map(|container| container.name.clone());
+        let acting = initializing.as_ref().unwrap_or(&name);
+        // What it wrote for this, else the end of its log.
+        let message = || {
+            let log = self.folder.join(format!("{acting}.log"));
+            let written = fs::read_to_string(self.folder.join("termination-log"));
+            let written = written.ok().filter(|text| !text.is_empty());
+            let log = || fs::read_to_string(log).unwrap_or_default();
+            let text = written.unwrap_or_else(log);
+            let lines: Vec<_> = text.lines().collect();
+            lines[lines.len().saturating_sub(3)..].join("\n")
+        };
         let now = jiff::Timestamp::now()
             .strftime("%Y-%m-%dT%H:%M:%SZ")
             .to_string();
@@ -537,6 +550,33 @@ impl Running {
                 json!({"waiting": {"reason": "ContainerCreating"}}),
             ),
         };
+        let last_state = match &self.ended {
+            Some((status, _)) if !never && !status.success() => json!({"terminated": {
+                "exitCode": status.code().unwrap_or(137),
+                "message": message(),
+                "finishedAt": now,
+            }}),
+            _ => json!({}),
+        };
+        let container = |name: &str, state: &Value, last_state: &Value| {
+            json!({
+                "name": name,
+                "image": "test",
+                "imageID": "test",
+                "ready": self.is_ready,
+                "restartCount": self.restarts,
+                "state": state,
+                "lastState": last_state,
+            })
+        };
+        let waits = json!({"waiting": {"reason": "PodInitializing"}});
+        let (containers, inits) = match &initializing {
+            Some(acting) => (
+                vec![container(&name, &waits, &json!({}))],
+                vec![container(acting, &state, &last_state)],
+            ),
+            None => (vec![container(&name, &state, &last_state)], Vec::new()),
+        };
         let flag = |is_so: bool| if is_so { "True" } else { "False" };
         let condition = |kind: &str, is_so: bool| json!({"type": kind, "status": flag(is_so)});
         json!({
@@ -551,14 +591,8 @@ impl Running {
                 condition("ContainersReady", self.is_ready),
                 condition("Ready", self.is_ready),
             ],
-            "containerStatuses": [{
-                "name": name,
-                "image": spec.containers[0].image,
-                "imageID": "test",
-                "ready": self.is_ready,
-                "restartCount": self.restarts,
-                "state": state,
-            }],
+            "containerStatuses": containers,
+            "initContainerStatuses": inits,
         })
     }
 }

@@ -251,8 +251,11 @@ pub struct RestoreBootstrap {
     pub bump_revision: i64,
 }
 
+/// More revisions than an old cluster writes between its last backup and its end.
+pub const DEFAULT_BUMP_REVISION: i64 = 1_000_000_000;
+
 fn default_bump_revision() -> i64 {
-    1_000_000_000
+    DEFAULT_BUMP_REVISION
 }
 
 /// An artifact in a store.

@@ -70,10 +70,13 @@ pub(crate) fn is_healthy(observation: &Observation, listed: &ListedMember) -> bo
     let Some(member) = member_of(observation, listed) else {
         return false;
     };
+    let is_corrupt = |alarm: &&crate::Alarm| alarm.kind == crate::AlarmKind::Corrupt;
+    // While data is known to differ somewhere, every member says that it is not ready, the good ones too.
+    let readiness_counts = !observation.alarms.iter().any(|alarm| is_corrupt(&alarm));
     let leaves = member
         .pod
         .as_ref()
-        .is_some_and(|pod| pod.is_terminating || !pod.is_ready);
+        .is_some_and(|pod| pod.is_terminating || (readiness_counts && !pod.is_ready));
     !leaves
         && member
             .probe
@@ -82,7 +85,8 @@ pub(crate) fn is_healthy(observation: &Observation, listed: &ListedMember) -> bo
         && !observation
             .alarms
             .iter()
-            .any(|alarm| alarm.kind == crate::AlarmKind::Corrupt && alarm.member_id == listed.id)
+            .filter(is_corrupt)
+            .any(|alarm| alarm.member_id == listed.id)
 }
 
 /// The StatefulSet of a member of the list: by the id that was recorded or answered, else by name, else, for a

@@ -15,7 +15,7 @@ use metastore_operator_api::{
 use crate::action::{Action, IdentityChange, Start, TaskStep};
 use crate::classify::{Class, classify, is_healthy, listed_name, listed_of, member_of};
 use crate::observation::{
-    AlarmKind, Identity, ListedMember, MemberObservation, MemberPhase, Observation,
+    AlarmKind, Identity, ListedMember, MemberAnswer, MemberObservation, MemberPhase, Observation,
 };
 use crate::quorum::{removal_keeps_quorum, stop_keeps_quorum};
 use crate::schedule::window_is_open;
@@ -33,6 +33,9 @@ const LAG_ENTRIES_MAX: u64 = 10_000;
 const DEFRAGMENT_INTERVAL: Duration = Duration::from_secs(3600);
 /// After this time without success, reclaiming of space begins anew.
 const RECLAIM_RETRY_INTERVAL: Duration = Duration::from_secs(600);
+/// What stands for the hash of a template with which a member is forced to go on alone. It is unlike any other,
+/// so that the member restarts once more.
+pub const FORCED_TEMPLATE_HASH: &str = "recovering";
 /// The window in which replacements are counted.
 const REPLACEMENT_WINDOW: Duration = Duration::from_secs(3600);
 
@@ -217,7 +220,7 @@ fn static_objects(context: &Context<'_>) -> Option<Step> {
 }
 
 /// Forming makes an empty cluster, so it needs three proofs: no identity, no StatefulSet, no volume. A seed
-/// whose id is latched can never form again, because its configuration says so from then on.
+/// that has served can never form again: its configuration says so before its id is latched.
 fn formation(context: &Context<'_>) -> Option<Step> {
     let seen = context.seen;
     let Some(identity) = &seen.identity else {
@@ -259,10 +262,22 @@ fn formation(context: &Context<'_>) -> Option<Step> {
         .answer()
         .filter(|answer| answer.leader_id != 0 && seen.list.is_some());
     let step = if let Some(answer) = serving {
-        Step::new(
-            Action::UpdateIdentity(IdentityChange::Latch(answer.cluster_id)),
-            "the first member serves",
-        )
+        if seed.phase == MemberPhase::Forming {
+            // Before the latch: once the cluster counts as formed, nothing may form it again.
+            Step::new(
+                Action::SetStart {
+                    name: seed.name.clone(),
+                    start: Start::Run,
+                    member_id: Some(answer.member_id),
+                },
+                "the first member serves: it must never start without its data",
+            )
+        } else {
+            Step::new(
+                Action::UpdateIdentity(IdentityChange::Latch(answer.cluster_id)),
+                "the first member serves",
+            )
+        }
     } else if seed.wanted_replicas == 0 && !context.spec.hibernated {
         Step::new(
             Action::Scale {
@@ -382,10 +397,13 @@ fn recovery_of_survivor(seen: &Observation, survivor: &str) -> Step {
         .as_ref()
         .is_some_and(|list| list.len() == 1 && list.iter().all(|listed| !listed.is_learner));
     if is_alone && member.phase == MemberPhase::Running && is_settled(member) {
-        return Step::new(
-            Action::UpdateIdentity(IdentityChange::Recovering(None)),
-            "the survivor serves alone",
-        );
+        // Before the recovery ends: an open task would give up the majority again when the only member restarts.
+        return finished_recovery_task(seen, survivor).unwrap_or_else(|| {
+            Step::new(
+                Action::UpdateIdentity(IdentityChange::Recovering(None)),
+                "the survivor serves alone",
+            )
+        });
     }
     if is_alone && member.phase == MemberPhase::Recovering {
         // Its next start must not force anything: there may be other members by then.
@@ -396,14 +414,6 @@ fn recovery_of_survivor(seen: &Observation, survivor: &str) -> Step {
                 member_id: member.probe.answer().map(|answer| answer.member_id),
             },
             "the survivor serves alone",
-        );
-    }
-    if is_alone && member.template_hash != seen.wanted_template_hash {
-        return Step::new(
-            Action::Roll {
-                name: member.name.clone(),
-            },
-            "the survivor starts once more, without force",
         );
     }
     if !is_alone && member.phase != MemberPhase::Recovering {
@@ -426,30 +436,57 @@ fn recovery_of_survivor(seen: &Observation, survivor: &str) -> Step {
     Step::wait("the survivor starts")
 }
 
-/// A member that was seen in the cluster may from now on start only with its data.
+/// Ends the task that named the survivor.
+fn finished_recovery_task(seen: &Observation, survivor: &str) -> Option<Step> {
+    let task = seen.tasks.iter().find(|task| {
+        let wanted = task.spec.recover_quorum.as_ref();
+        wanted.is_some_and(|wanted| wanted.survivor == survivor)
+            && task.status.phase == JobPhase::Running
+    })?;
+    Some(Step::new(
+        Action::Task {
+            name: task.name.clone(),
+            step: TaskStep::Finish {
+                phase: JobPhase::Succeeded,
+                result: format!("{survivor} serves; members are added until there are enough"),
+            },
+        },
+        "the survivor serves alone",
+    ))
+}
+
+/// A member that has started once may from now on start only with its data. It has, when it answers, or when
+/// the cluster knows it by name: the list says so even of a member that will never answer again because its
+/// volume is gone, and an answer says so even while there is no majority to ask for the list. Such a member is
+/// replaced when its data is lost, and never joins twice.
 fn sealing(context: &Context<'_>) -> Option<Step> {
     let seen = context.seen;
     seen.members.iter().find_map(|member| {
-        let answer = member.probe.answer()?;
         let is_sealed = member.phase == MemberPhase::Running && member.recorded_id.is_some();
-        let is_listed = seen
-            .list
-            .as_ref()?
-            .iter()
-            .any(|listed| listed.id == answer.member_id && !listed.name.is_empty());
-        (!is_sealed && is_listed).then(|| {
-            Step::new(
-                Action::SetStart {
-                    name: member.name.clone(),
-                    start: Start::Run,
-                    member_id: Some(answer.member_id),
-                },
-                format!(
-                    "{} is a member: it must never start without its data",
-                    member.name
-                ),
-            )
-        })
+        if is_sealed || member.is_deleting {
+            return None;
+        }
+        let answered = member.probe.answer().map(|answer| answer.member_id);
+        let answered = answered.filter(|id| *id != 0);
+        let id = match &seen.list {
+            None => answered?,
+            Some(_) => {
+                let listed = listed_of(seen, member)?;
+                let has_started = answered.map_or(!listed.name.is_empty(), |id| id == listed.id);
+                has_started.then_some(listed.id)?
+            }
+        };
+        Some(Step::new(
+            Action::SetStart {
+                name: member.name.clone(),
+                start: Start::Run,
+                member_id: Some(id),
+            },
+            format!(
+                "{} is a member: it must never start without its data",
+                member.name
+            ),
+        ))
     })
 }
 
@@ -555,8 +592,27 @@ fn recovery_task(context: &Context<'_>) -> Option<Step> {
     else {
         return reject(format!("there is no member {}", wanted.survivor));
     };
-    if survivor.claim.as_ref().is_none_or(|claim| claim.is_lost) {
+    let has_volume = |member: &MemberObservation| {
+        let claim = member.claim.as_ref();
+        claim.is_some_and(|claim| !claim.is_lost && !claim.is_deleting)
+    };
+    if !has_volume(survivor) {
         return reject(format!("{} has no volume", wanted.survivor));
+    }
+    if let Some(better) = better_survivor(seen, survivor) {
+        return reject(format!(
+            "{better} has received more than {}: it must be the survivor",
+            wanted.survivor
+        ));
+    }
+    if task.status.phase == JobPhase::Pending {
+        return Some(Step::new(
+            Action::Task {
+                name: task.name.clone(),
+                step: TaskStep::Begin,
+            },
+            format!("the task {} names a survivor", task.name),
+        ));
     }
     Some(
         Step::new(
@@ -565,6 +621,17 @@ fn recovery_task(context: &Context<'_>) -> Option<Step> {
         )
         .of(reasons::QUORUM_LOST, wanted.survivor.clone()),
     )
+}
+
+/// A member that answers and whose log is longer: going on with the other would throw away what it has.
+fn better_survivor<'a>(seen: &'a Observation, survivor: &MemberObservation) -> Option<&'a str> {
+    let length = |member: &MemberObservation| member.probe.answer().map(|answer| answer.raft_index);
+    let own = length(survivor)?;
+    seen.members
+        .iter()
+        .filter(|member| length(member).is_some_and(|length| length > own))
+        .max_by_key(|member| length(member))
+        .map(|member| member.name.as_str())
 }
 
 /// A member whose data differs is stopped before anybody reads from it, then replaced by `bad_voters`.
@@ -647,9 +714,15 @@ fn full_store(context: &Context<'_>) -> Option<Step> {
             .of(reasons::RECLAIMING_SPACE, member.name.clone()),
         );
     }
-    let largest = answers().map(|answer| answer.db_size_bytes).max()?;
-    let fits = u64::try_from(largest).unwrap_or(0) < seen.quota_bytes / 20 * 19;
-    if fits {
+    // By the quota with which members run: one that was raised counts when they have restarted.
+    let has_room = |answer: &MemberAnswer| {
+        let quota_bytes = match u64::try_from(answer.db_quota_bytes) {
+            Ok(0) | Err(_) => seen.quota_bytes,
+            Ok(own) => own.min(seen.quota_bytes),
+        };
+        u64::try_from(answer.db_size_bytes).unwrap_or(0) < quota_bytes / 20 * 19
+    };
+    if answers().all(has_room) {
         return Some(
             Step::new(Action::Disarm(*alarm), "the store is below its quota again")
                 .of(reasons::RECLAIMING_SPACE, None),
@@ -782,9 +855,14 @@ fn strangers(context: &Context<'_>) -> Option<Step> {
 fn learners(context: &Context<'_>) -> Option<Step> {
     let seen = context.seen;
     let list = seen.list.as_ref()?;
+    // One that never started is the matter of `pending_member`.
+    let has_started = |listed: &ListedMember| {
+        let is_sealed = |member: &MemberObservation| member.phase == MemberPhase::Running;
+        !listed.name.is_empty() || member_of(seen, listed).is_some_and(is_sealed)
+    };
     let learner = list
         .iter()
-        .find(|listed| listed.is_learner && !listed.name.is_empty())?;
+        .find(|listed| listed.is_learner && has_started(listed))?;
     let name = listed_name(seen, learner)?.to_owned();
     let remove = |why: &str| {
         Step::new(
@@ -1006,7 +1084,12 @@ fn rolling(context: &Context<'_>) -> Option<Step> {
         .iter()
         .filter(|m| is_outdated(seen, m))
         .collect();
-    if outdated.is_empty() || !window_is_open(&context.spec.maintenance.window, context.now) {
+    // Whoever was forced to go on alone starts once more without force, before there are others.
+    let was_forced = outdated
+        .iter()
+        .any(|m| m.template_hash == FORCED_TEMPLATE_HASH);
+    let may_roll = was_forced || window_is_open(&context.spec.maintenance.window, context.now);
+    if outdated.is_empty() || !may_roll {
         return None;
     }
     let voters = voters(list);

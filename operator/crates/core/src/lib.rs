@@ -23,7 +23,7 @@ mod version;
 
 pub use action::*;
 pub use classify::{Class, classify};
-pub use decide::{Decision, decide};
+pub use decide::{Decision, FORCED_TEMPLATE_HASH, decide};
 pub use observation::*;
 pub use quorum::quorum;
 pub use status::condition;

@@ -213,6 +213,8 @@ pub struct MemberAnswer {
     pub db_size_bytes: i64,
     /// Bytes of it that are used.
     pub db_in_use_bytes: i64,
+    /// The quota with which it runs; 0 or less: it does not say, or has none.
+    pub db_quota_bytes: i64,
 }
 
 /// A member in the cluster's own list.

@@ -354,7 +354,19 @@ fn a_lost_majority_is_given_up_only_with_consent_that_names_the_cluster() {
             ..TaskSpec::default()
         })
     };
-    for (consent, survivor) in [("8", "m1"), ("7", "m9")] {
+    // m4 has no volume any more, and m5 has received less than the others.
+    seen.members.push(MemberObservation {
+        claim: None,
+        probe: Probe::NotAsked,
+        ..member(4)
+    });
+    seen.members.push(member(5));
+    for member in &mut seen.members {
+        if let Probe::Answered(answer) = &mut member.probe {
+            answer.raft_index = 10 - answer.member_id;
+        }
+    }
+    for (consent, survivor) in [("8", "m1"), ("7", "m9"), ("7", "m4"), ("7", "m5")] {
         seen.tasks = vec![recover(consent, survivor)];
         let decision = decide(&spec, &seen, now());
         assert!(
@@ -372,7 +384,17 @@ fn a_lost_majority_is_given_up_only_with_consent_that_names_the_cluster() {
             decision.action
         );
     }
-    seen.tasks = vec![recover("7", "m1")];
+    let mut task = recover("7", "m1");
+    seen.tasks = vec![task.clone()];
+    assert!(matches!(
+        decide(&spec, &seen, now()).action,
+        Action::Task {
+            step: TaskStep::Begin,
+            ..
+        }
+    ));
+    task.status.phase = JobPhase::Running;
+    seen.tasks = vec![task];
     assert_eq!(
         decide(&spec, &seen, now()).action,
         Action::UpdateIdentity(IdentityChange::Recovering(Some("m1".into())))
@@ -428,6 +450,20 @@ fn a_full_store_is_compacted_then_reclaimed_then_freed() {
         answer.db_size_bytes = 9 << 30;
     }
     assert!(is_wait(&decide(&spec, &seen, now())));
+    // A larger quota helps when the members have it, and not before.
+    seen.quota_bytes = 90 << 30;
+    let set_quota = |seen: &mut Observation, quota: i64| {
+        for member in &mut seen.members {
+            if let Probe::Answered(answer) = &mut member.probe {
+                answer.db_quota_bytes = quota;
+            }
+        }
+    };
+    set_quota(&mut seen, 9 << 30);
+    assert!(is_wait(&decide(&spec, &seen, now())));
+    set_quota(&mut seen, 90 << 30);
+    assert_eq!(decide(&spec, &seen, now()).action, Action::Disarm(alarm));
+    seen.quota_bytes = 9 << 30;
     spec.recovery.alarms.nospace = NospacePolicy::Manual;
     let decision = decide(&spec, &seen, now());
     assert!(is_wait(&decision));
@@ -444,6 +480,10 @@ fn a_member_with_other_data_is_fenced_and_replaced() {
         member_id: 3,
         kind: AlarmKind::Corrupt,
     }];
+    // Every member says that it is not ready while the alarm is raised.
+    for member in &mut seen.members {
+        member.pod.as_mut().unwrap().is_ready = false;
+    }
     assert_eq!(
         decide(&spec, &seen, now()).action,
         Action::Fence { name: "m3".into() }
@@ -631,5 +671,60 @@ fn space_is_given_back_by_one_member_at_a_time_and_not_again_and_again() {
     assert!(
         is_wait(&decide(&spec, &seen, now())),
         "it did not help: not again within the hour"
+    );
+}
+
+#[test]
+fn a_member_that_has_started_once_never_joins_again() {
+    let sealed = Action::SetStart {
+        name: "m3".into(),
+        start: Start::Run,
+        member_id: Some(3),
+    };
+    let joining = || {
+        let (spec, mut seen) = healthy(3);
+        seen.members[2].phase = MemberPhase::Joining;
+        seen.members[2].recorded_id = None;
+        seen.list.as_mut().unwrap()[2].is_learner = true;
+        (spec, seen)
+    };
+    // It answers.
+    let (spec, mut seen) = joining();
+    assert_eq!(decide(&spec, &seen, now()).action, sealed);
+    // It answers, and there is no majority to ask who is a member: its volume could be lost before there is one.
+    seen.list = None;
+    assert_eq!(decide(&spec, &seen, now()).action, sealed);
+    // It answers, and its name is not in the list yet.
+    let (spec, mut seen) = joining();
+    seen.list.as_mut().unwrap()[2].name = String::new();
+    assert_eq!(decide(&spec, &seen, now()).action, sealed);
+    // It does not answer, and may never again; the list knows it by name.
+    let (spec, mut seen) = joining();
+    fail(&mut seen, 3);
+    assert_eq!(decide(&spec, &seen, now()).action, sealed);
+    // It has never started.
+    seen.list.as_mut().unwrap()[2].name = String::new();
+    assert_ne!(decide(&spec, &seen, now()).action, sealed);
+}
+
+#[test]
+fn the_first_member_may_not_form_again_before_the_cluster_counts_as_formed() {
+    let (spec, mut seen) = healthy(1);
+    seen.identity.as_mut().unwrap().cluster_id = None;
+    seen.members[0].phase = MemberPhase::Forming;
+    seen.members[0].recorded_id = None;
+    assert_eq!(
+        decide(&spec, &seen, now()).action,
+        Action::SetStart {
+            name: "m1".into(),
+            start: Start::Run,
+            member_id: Some(1),
+        }
+    );
+    seen.members[0].phase = MemberPhase::Running;
+    seen.members[0].recorded_id = Some(1);
+    assert_eq!(
+        decide(&spec, &seen, now()).action,
+        Action::UpdateIdentity(IdentityChange::Latch(7))
     );
 }

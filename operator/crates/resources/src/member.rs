@@ -186,6 +186,8 @@ fn pod_spec(cluster: &Cluster<'_>, member: &str, restore: Option<&SeedRestore>) 
         // Ready means that it reads with the agreement of a majority.
         "readinessProbe": probe("/readyz", 5, 2),
         "securityContext": container_security(),
+        // Why it ended is then in the status of its Pod, and in the cluster's.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": mounts,
     });
     if let Some(resources) = &spec.resources {
