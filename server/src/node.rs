@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use metastore_auth::Identity;
 use metastore_consensus::state_machine::LogPosition;
 use metastore_consensus::{Consensus, ConsensusStatus, ProposeError, ReadIndexError};
 use metastore_proto::error_text::EtcdError;
@@ -328,20 +329,26 @@ impl Node {
         self.admit(&request)?;
         let kind = metrics::request_kind(&request);
         let started = Instant::now();
-        let result = self.replicate(request, credentials, started).await;
+        let encoded = match self.identify(credentials).await {
+            Ok(identity) => self.encode(request, identity),
+            Err(error) => Err(error.into()),
+        };
+        let result = match encoded {
+            Ok((request_id, bytes)) => self.replicate(request_id, bytes, started).await,
+            Err(error) => Err(error),
+        };
         METRICS
             .request_duration
             .observe(kind, result.is_ok(), started.elapsed().as_secs_f64());
         Ok(result??)
     }
 
-    /// What applying the request gave, or why nobody knows.
-    async fn replicate(
+    /// The command for a request, and its id.
+    fn encode(
         &self,
         request: Request,
-        credentials: &Credentials,
-        started: Instant,
-    ) -> Result<Applied, RequestError> {
+        identity: Option<Identity>,
+    ) -> Result<(u64, Bytes), RequestError> {
         let request_id = self.application.waiters.next_id();
         let mut command = Command {
             origin_member: self.member_id,
@@ -350,15 +357,24 @@ impl Node {
             auth_revision: 0,
             request: Some(request),
         };
-        if let Some(identity) = self.identify(credentials).await? {
+        if let Some(identity) = identity {
             command.username = identity.username.as_ref().to_owned();
             command.auth_revision = identity.revision;
         }
         let bytes = Bytes::from(command.encode_to_vec());
-        drop(command);
         if bytes.len() > self.config.max_request_bytes {
             return Err(EtcdError::RequestTooLarge.into());
         }
+        Ok((request_id, bytes))
+    }
+
+    /// What applying the command gave, or why nobody knows.
+    async fn replicate(
+        &self,
+        request_id: u64,
+        bytes: Bytes,
+        started: Instant,
+    ) -> Result<Applied, RequestError> {
         let pending = Pending::start();
         let on_its_way = AtomicBool::new(false);
         match tokio::time::timeout(
