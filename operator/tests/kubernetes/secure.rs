@@ -54,6 +54,10 @@ pub async fn secure_cluster(stage: &Stage) {
     writer.take_gap("lost volume");
     writer.stop().await.check(stage, &access, NAME).await;
 
+    // The plugin speaks TLS, and as root.
+    let text = crate::operators::in_shell(stage, NAME, &["put", "from", "shell"]).await;
+    assert_eq!(text.trim(), "OK");
+
     // Its policy is to delete the data.
     stage.delete_cluster(NAME).await;
     for (kind, name) in [("secret", "secure-ca"), ("configmap", "secure-identity")] {

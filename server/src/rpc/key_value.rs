@@ -566,7 +566,9 @@ fn stream_range(
 mod tests {
     use super::*;
 
-    fn bytes_of_answer<Argument, F: Future>(_: impl Fn(&'static KeyValueService, Argument) -> F) -> usize {
+    fn bytes_of_answer<Argument, F: Future>(
+        _: impl Fn(&'static KeyValueService, Argument) -> F,
+    ) -> usize {
         size_of::<F>()
     }
 
@@ -575,9 +577,18 @@ mod tests {
     fn futures_of_the_hot_calls_are_small() {
         let credentials: &'static Credentials = Box::leak(Box::default());
         for (name, bytes) in [
-            ("range", bytes_of_answer(|service, range| service.range(range, credentials))),
-            ("put", bytes_of_answer(|service, put| service.put(put, credentials))),
-            ("txn", bytes_of_answer(|service, txn| service.txn(txn, credentials))),
+            (
+                "range",
+                bytes_of_answer(|service, range| service.range(range, credentials)),
+            ),
+            (
+                "put",
+                bytes_of_answer(|service, put| service.put(put, credentials)),
+            ),
+            (
+                "txn",
+                bytes_of_answer(|service, txn| service.txn(txn, credentials)),
+            ),
         ] {
             eprintln!("{name}: {bytes}");
             assert!(bytes <= 2048, "{name}: {bytes} bytes");
