@@ -363,7 +363,10 @@ impl Plugin {
             .await?
             .name_any();
         println!("metastorebackup/{name} created");
-        while wait {
+        if !wait {
+            return Ok(());
+        }
+        loop {
             let status = api.get(&name).await?.status.unwrap_or_default();
             let said = status.conditions.last();
             let said = said.map_or_else(String::new, |condition| condition.message.clone());
@@ -377,7 +380,6 @@ impl Plugin {
             }
             tokio::time::sleep(LOOK_INTERVAL).await;
         }
-        Ok(())
     }
 
     async fn restore(&self, backup: &str, to: &str, wait: bool) -> anyhow::Result<()> {
@@ -409,7 +411,10 @@ impl Plugin {
         let api = self.clusters();
         api.create(&PostParams::default(), &object).await?;
         println!("metastorecluster/{to} created");
-        while wait {
+        if !wait {
+            return Ok(());
+        }
+        loop {
             let status = api.get(to).await?.status.unwrap_or_default();
             let is_so = |kind: &str| {
                 let mut conditions = status.conditions.iter();
@@ -421,7 +426,6 @@ impl Plugin {
             }
             tokio::time::sleep(LOOK_INTERVAL).await;
         }
-        Ok(())
     }
 
     /// Makes a task, and says what came of it.
@@ -435,7 +439,10 @@ impl Plugin {
             .await?
             .name_any();
         println!("metastoretask/{name} created");
-        while wait {
+        if !wait {
+            return Ok(());
+        }
+        loop {
             let status = api.get(&name).await?.status.unwrap_or_default();
             if status.finished_at.is_some() {
                 let result = status.result.unwrap_or_default();
@@ -447,7 +454,6 @@ impl Plugin {
             }
             tokio::time::sleep(LOOK_INTERVAL).await;
         }
-        Ok(())
     }
 
     /// Forwards a port of this machine to the cluster's Service, and starts a command that knows it.

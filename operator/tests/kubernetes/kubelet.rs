@@ -52,6 +52,8 @@ pub struct Shared {
     pub volumes: BTreeMap<String, PathBuf>,
     /// Process ids of the main containers by Pod name.
     pub processes: BTreeMap<String, u32>,
+    /// Ends the kubelet: before its folder goes.
+    pub end: Option<tokio::task::AbortHandle>,
 }
 
 struct Running {
@@ -91,7 +93,7 @@ impl Kubelet {
             next_address: 1,
             shared: shared.clone(),
         };
-        tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             loop {
                 if let Err(error) = kubelet.look().await {
                     eprintln!("kubelet: {error}");
@@ -99,6 +101,7 @@ impl Kubelet {
                 tokio::time::sleep(INTERVAL).await;
             }
         });
+        shared.lock().unwrap().end = Some(task.abort_handle());
         shared
     }
 

@@ -1,11 +1,13 @@
 //! Two operators and their Lease, and the plugin of kubectl.
 
+use std::fs;
 use std::process::Command;
 
 use metastore_tests::eventually;
 use serde_json::Value;
 
 use crate::backups::wait_for_backup;
+use crate::control_plane::root;
 use crate::stage::{LIMIT, Stage, example, is_running};
 use crate::writers::{Access, Writer, any_store};
 
@@ -119,6 +121,11 @@ pub async fn plugin(stage: &Stage) {
         let text = run(stage, &arguments);
         assert!(text.contains("Succeeded"), "{text}");
     }
+    let text = in_shell(stage, "example", &["put", "greeting", "hello"]).await;
+    assert_eq!(text.trim(), "OK");
+    let store = any_store(stage, &access, "example").await;
+    let found = store.pairs("greeting").await.unwrap();
+    assert_eq!(found["greeting"], "hello");
     let member = stage.members("example").await.into_iter().next().unwrap();
     let text = run(stage, &["replace", "example", &member, "--wait"]);
     assert!(text.contains("Succeeded"), "{text}");
@@ -131,9 +138,43 @@ pub async fn plugin(stage: &Stage) {
         .await;
 }
 
+/// `kubectl metastore shell`: a command that knows where the cluster is, and as whom it speaks. The test plays
+/// `kubectl port-forward`, which needs a real kubelet.
+pub async fn in_shell(stage: &Stage, cluster: &str, command: &[&str]) -> String {
+    use std::os::unix::fs::PermissionsExt;
+    let target = format!("{}:2379", stage.addresses(cluster).await[0]);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let proxy = tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            let mut far = tokio::net::TcpStream::connect(&target).await.unwrap();
+            tokio::spawn(async move { tokio::io::copy_bidirectional(&mut near, &mut far).await });
+        }
+    });
+    let folder = stage.plane.path("bin");
+    fs::create_dir_all(&folder).unwrap();
+    let script =
+        format!("#!/bin/sh\necho 'Forwarding from 127.0.0.1:{port} -> 2379'\nexec sleep 600\n");
+    fs::write(folder.join("kubectl"), script).unwrap();
+    fs::set_permissions(folder.join("kubectl"), fs::Permissions::from_mode(0o755)).unwrap();
+    let program = root().join("target/debug/metastorectl");
+    let program = program.display().to_string();
+    let arguments = [&["shell", cluster, "--", &program][..], command].concat();
+    let path = std::env::var("PATH").unwrap();
+    let path = format!("{}:{path}", folder.display());
+    let text = tokio::task::block_in_place(|| run_with(stage, &arguments, &path));
+    proxy.abort();
+    text
+}
+
 fn run(stage: &Stage, arguments: &[&str]) -> String {
+    run_with(stage, arguments, &std::env::var("PATH").unwrap())
+}
+
+fn run_with(stage: &Stage, arguments: &[&str], path: &str) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_kubectl-metastore"))
         .env("KUBECONFIG", stage.plane.path("admin.kubeconfig"))
+        .env("PATH", path)
         .args(arguments)
         .output()
         .unwrap();

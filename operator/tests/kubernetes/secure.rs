@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::stage::{Stage, condition, example, is_running};
+use metastore_tests::eventually;
+
+use crate::stage::{LIMIT, Stage, condition, example, is_running};
 use crate::writers::{Access, Writer, any_store};
 
 const NAME: &str = "secure";
@@ -52,6 +54,10 @@ pub async fn secure_cluster(stage: &Stage) {
     writer.take_gap("lost volume");
     writer.stop().await.check(stage, &access, NAME).await;
 
+    // The plugin speaks TLS, and as root.
+    let text = crate::operators::in_shell(stage, NAME, &["put", "from", "shell"]).await;
+    assert_eq!(text.trim(), "OK");
+
     // Its policy is to delete the data.
     stage.delete_cluster(NAME).await;
     for (kind, name) in [("secret", "secure-ca"), ("configmap", "secure-identity")] {
@@ -59,13 +65,13 @@ pub async fn secure_cluster(stage: &Stage) {
             .wait_for_object(kind, name, "the data is deleted", |object| object.is_null())
             .await;
     }
-    let claims = stage.kubectl(&[
-        "get",
-        "pvc",
-        "-l",
-        "metastore.io/cluster=secure",
-        "-o",
-        "name",
-    ]);
-    assert_eq!(claims.trim(), "", "no volume is left");
+    eventually("no volume is left", LIMIT, || async {
+        let claims = "metastore.io/cluster=secure";
+        let claims = stage.kubectl(&["get", "pvc", "-l", claims, "-o", "name"]);
+        match claims.trim() {
+            "" => Ok(()),
+            left => Err(left.to_owned()),
+        }
+    })
+    .await;
 }

@@ -35,6 +35,14 @@ pub struct Stage {
     pub etcd: PathBuf,
 }
 
+impl Drop for Stage {
+    fn drop(&mut self) {
+        if let Some(kubelet) = self.shared.lock().unwrap().end.take() {
+            kubelet.abort();
+        }
+    }
+}
+
 /// etcd's programs, which other tests compare with; the store of the API server, too.
 pub fn etcd_programs() -> PathBuf {
     let output = Command::new(root().join("tests/tools/install.sh"))
