@@ -30,6 +30,7 @@ use crate::config::{Config, Engine, ListenUrl};
 use crate::corruption;
 use crate::engines::EngineDirectory;
 use crate::identity_file::{self, Identity, SeedMember};
+use crate::init_daemon;
 use crate::lease_manager::LeaseManager;
 use crate::listen::{ClientThreads, Traffic};
 use crate::listeners::{self, ClientSocket};
@@ -520,6 +521,7 @@ fn serve_clients(node: &Arc<Node>, sockets: Vec<ClientSocket>) -> std::io::Resul
                 return;
             }
         }
+        init_daemon::notify_ready();
     });
     Ok(())
 }

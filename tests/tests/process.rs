@@ -30,6 +30,30 @@ async fn within(test: impl Future<Output = ()>) {
     metastore_tests::within(TEST_LIMIT, test).await;
 }
 
+/// systemd starts etcd's units with `Type=notify`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_init_daemon_is_told_when_a_member_is_ready() {
+    within(async {
+        for program in [Program::Etcd, subject()] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("notify");
+            let daemon = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+            daemon
+                .set_read_timeout(Some(deadline(Duration::from_secs(10))))
+                .unwrap();
+            let member = MemberBuilder::new(program)
+                .env("NOTIFY_SOCKET", path.to_str().unwrap())
+                .start()
+                .await;
+            let mut said = [0; 100];
+            let length = daemon.recv(&mut said).unwrap();
+            assert_eq!(&said[..length], b"READY=1", "{program:?}");
+            drop(member);
+        }
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_member_loses_nothing_when_it_is_killed() {
     within(async {
