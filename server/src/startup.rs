@@ -262,6 +262,7 @@ async fn run_async(mut config: Config) -> Result<(), RunError> {
             // Finding the other members may take for ever.
             let identity = tokio::select! {
                 identity = bootstrap::decide(&config, &dialer) => identity?,
+                never = listeners::turn_away(&peer_sockets) => match never {},
                 _ = terminate.recv() => return Ok(()),
                 _ = interrupt.recv() => return Ok(()),
             };
