@@ -329,6 +329,19 @@ async fn without_quorum_only_serializable_reads_are_answered() {
                 .starts_with("etcdserver: request timed out"),
             "{status}"
         );
+        // Members judge by their own connections: a change is refused at once.
+        let mut changes = client.cluster.clone();
+        for is_learner in [false, true] {
+            let addition = pb::MemberAddRequest {
+                peer_ur_ls: vec!["http://127.0.0.1:1".to_owned()],
+                is_learner,
+            };
+            let status = changes.member_add(addition).await.unwrap_err();
+            assert_eq!(status.message(), "etcdserver: unhealthy cluster");
+        }
+        let promotion = pb::MemberPromoteRequest { id: 1 };
+        let status = changes.member_promote(promotion).await.unwrap_err();
+        assert_eq!(status.message(), "etcdserver: no leader");
         eprintln!("without quorum for {:?}", lost.elapsed());
 
         cluster.restart_all().await;
