@@ -46,6 +46,7 @@ pub mod slow_requests;
 pub mod space;
 pub mod startup;
 pub mod tasks;
+pub mod tcp_gateway;
 pub mod tls;
 pub mod version;
 pub mod waiters;

@@ -18,6 +18,8 @@ mod bad_input;
 mod disk;
 #[path = "process/membership.rs"]
 mod membership;
+#[path = "process/tcp_gateway.rs"]
+mod tcp_gateway;
 
 /// etcd's default, and ours.
 const ELECTION_TIMEOUT: Duration = Duration::from_secs(1);
