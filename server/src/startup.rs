@@ -425,7 +425,11 @@ async fn run_async(mut config: Config) -> Result<(), RunError> {
             Some(PeerEvent::Removed) | None => {
                 tracing::warn!(
                     "local-member-id" = format!("{:x}", node.member_id),
-                    "the member has been permanently removed from the cluster; its data directory is of no use any more"
+                    "the member has been permanently removed from the cluster"
+                );
+                tracing::warn!(
+                    "data-dir" = %node.config.data_dir.display(),
+                    "data-dir used by this member must be removed"
                 );
                 Ok(())
             }
