@@ -4,6 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::select_ok;
 use http::{Request, header};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
@@ -133,23 +134,27 @@ async fn refuse_if_bootstrapped(
     own: u64,
     seeds: &[SeedMember],
 ) -> Result<(), BootstrapError> {
-    for seed in seeds.iter().filter(|seed| seed.id != own) {
-        for peer_url in &seed.peer_urls {
-            let Ok((_, members)) = fetch_members(dialer, peer_url).await else {
-                continue;
-            };
-            let started = members
-                .iter()
-                .any(|member| member.id == own && !member.client_urls.is_empty());
-            if started {
-                return Err(BootstrapError::Configuration(format!(
-                    "member {own:x} has already been bootstrapped (name \"{}\"): its data \
-                     directory is gone; remove the member from the cluster and add it again",
-                    config.name
-                )));
-            }
-            return Ok(());
-        }
+    let peers = seeds.iter().filter(|seed| seed.id != own);
+    let questions: Vec<_> = peers
+        .flat_map(|seed| &seed.peer_urls)
+        .map(|url| Box::pin(fetch_members(dialer, url)))
+        .collect();
+    if questions.is_empty() {
+        return Ok(());
+    }
+    // The first answer counts. A new cluster has nobody who could give one.
+    let Ok(((_, members), _)) = select_ok(questions).await else {
+        return Ok(());
+    };
+    let started = members
+        .iter()
+        .any(|member| member.id == own && !member.client_urls.is_empty());
+    if started {
+        return Err(BootstrapError::Configuration(format!(
+            "member {own:x} has already been bootstrapped (name \"{}\"): its data directory is gone; \
+             remove the member from the cluster and add it again",
+            config.name
+        )));
     }
     Ok(())
 }

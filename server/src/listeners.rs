@@ -142,6 +142,14 @@ pub fn bind_peers(config: &Config) -> Result<Vec<PeerSocket>, RunError> {
         .collect()
 }
 
+/// Turns away everybody who comes to the peer port while this is polled, that is, before this member
+/// knows who it is: members that start together ask each other for their members.
+pub async fn turn_away(sockets: &[PeerSocket]) -> Infallible {
+    // Without a file descriptor peers wait instead, which harms nobody.
+    let _ = futures::future::join_all(sockets.iter().map(|peer| peer.socket.turn_away())).await;
+    std::future::pending().await
+}
+
 /// A bound socket for clients, not served yet.
 pub struct ClientSocket {
     socket: BoundSocket,

@@ -4,13 +4,20 @@ use std::process::ExitCode;
 
 use metastore_server::config::{Config, Parsed};
 use metastore_server::observe::log;
-use metastore_server::startup;
+use metastore_server::{startup, tcp_gateway};
 
 /// The system allocator spends 10 % more of a request's time than this one.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1).peekable();
+    if arguments
+        .peek()
+        .is_some_and(|first| first == tcp_gateway::COMMAND)
+    {
+        return tcp_gateway::run(arguments);
+    }
     let (config, notices) = match Config::from_process(std::env::args_os(), std::env::vars_os()) {
         Ok(Parsed::Start { config, notices }) => (*config, notices),
         Ok(Parsed::Print { stdout, stderr }) => {

@@ -90,12 +90,22 @@ impl Node {
     }
 
     async fn change_members(&self, change: Change) -> Result<Vec<MemberRecord>, RequestError> {
+        // Every member of etcd judges by its own connections, and says at once that too few are left. Here
+        // the leader judges; without one, nobody would before the time is over.
+        if self.leader().is_none() {
+            match &change {
+                Change::Add(member) => self.check_may_add(member)?,
+                Change::Remove(id) => self.check_may_remove(*id)?,
+                Change::Promote(_) | Change::ForceSingle(_) => {}
+            }
+        }
         let request_id = self.application.waiters.next_id();
         let command = MembershipCommand {
             origin_member: self.member_id,
             request_id,
             change: Some(change),
         };
+        let promotes = matches!(command.change, Some(Change::Promote(_)));
         let body = Bytes::from(command.encode_to_vec());
         let attempt = async {
             loop {
@@ -144,6 +154,8 @@ impl Node {
         };
         match tokio::time::timeout(self.request_timeout(), attempt).await {
             Ok(result) => result,
+            // etcd asks the leader to promote, and says that there is none to be asked.
+            Err(_) if promotes && self.leader().is_none() => Err(EtcdError::NoLeader.into()),
             Err(_) => Err(EtcdError::Timeout.into()),
         }
     }

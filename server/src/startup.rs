@@ -30,6 +30,7 @@ use crate::config::{Config, Engine, ListenUrl};
 use crate::corruption;
 use crate::engines::EngineDirectory;
 use crate::identity_file::{self, Identity, SeedMember};
+use crate::init_daemon;
 use crate::lease_manager::LeaseManager;
 use crate::listen::{ClientThreads, Traffic};
 use crate::listeners::{self, ClientSocket};
@@ -261,6 +262,7 @@ async fn run_async(mut config: Config) -> Result<(), RunError> {
             // Finding the other members may take for ever.
             let identity = tokio::select! {
                 identity = bootstrap::decide(&config, &dialer) => identity?,
+                never = listeners::turn_away(&peer_sockets) => match never {},
                 _ = terminate.recv() => return Ok(()),
                 _ = interrupt.recv() => return Ok(()),
             };
@@ -423,7 +425,11 @@ async fn run_async(mut config: Config) -> Result<(), RunError> {
             Some(PeerEvent::Removed) | None => {
                 tracing::warn!(
                     "local-member-id" = format!("{:x}", node.member_id),
-                    "the member has been permanently removed from the cluster; its data directory is of no use any more"
+                    "the member has been permanently removed from the cluster"
+                );
+                tracing::warn!(
+                    "data-dir" = %node.config.data_dir.display(),
+                    "data-dir used by this member must be removed"
                 );
                 Ok(())
             }
@@ -520,6 +526,7 @@ fn serve_clients(node: &Arc<Node>, sockets: Vec<ClientSocket>) -> std::io::Resul
                 return;
             }
         }
+        init_daemon::notify_ready();
     });
     Ok(())
 }

@@ -114,7 +114,13 @@ pub async fn publish(node: Arc<Node>) {
             })
         };
         match known {
-            Some(true) => return,
+            Some(true) => {
+                tracing::info!(
+                    "local-member-id" = format!("{:x}", node.member_id),
+                    "published local member to cluster through raft"
+                );
+                return;
+            }
             Some(false) => {
                 propose_until_done(&node, Request::MemberPublish(wanted.clone()), "publish").await;
             }

@@ -97,6 +97,7 @@ var commands = map[string]func(context.Context, *check){
 	"election":  election,
 	"stm":       softwareTransactions,
 	"members":   members,
+	"wire":      wire,
 	"auth":      authentication,
 	"relogin":   relogin,
 }

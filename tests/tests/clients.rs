@@ -755,7 +755,7 @@ async fn go(endpoints: &str, command: &str, time: Duration, meanwhile: impl Asyn
 }
 
 const GO_COMMANDS: &[&str] = &[
-    "kv", "txn", "lease", "session", "mutex", "election", "stm", "members",
+    "kv", "txn", "lease", "session", "mutex", "election", "stm", "members", "wire",
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -18,6 +18,8 @@ mod bad_input;
 mod disk;
 #[path = "process/membership.rs"]
 mod membership;
+#[path = "process/tcp_gateway.rs"]
+mod tcp_gateway;
 
 /// etcd's default, and ours.
 const ELECTION_TIMEOUT: Duration = Duration::from_secs(1);
@@ -28,6 +30,30 @@ const TEST_LIMIT: Duration = Duration::from_secs(180);
 
 async fn within(test: impl Future<Output = ()>) {
     metastore_tests::within(TEST_LIMIT, test).await;
+}
+
+/// systemd starts etcd's units with `Type=notify`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_init_daemon_is_told_when_a_member_is_ready() {
+    within(async {
+        for program in [Program::Etcd, subject()] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("notify");
+            let daemon = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+            daemon
+                .set_read_timeout(Some(deadline(Duration::from_secs(10))))
+                .unwrap();
+            let member = MemberBuilder::new(program)
+                .env("NOTIFY_SOCKET", path.to_str().unwrap())
+                .start()
+                .await;
+            let mut said = [0; 100];
+            let length = daemon.recv(&mut said).unwrap();
+            assert_eq!(&said[..length], b"READY=1", "{program:?}");
+            drop(member);
+        }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -305,6 +331,19 @@ async fn without_quorum_only_serializable_reads_are_answered() {
                 .starts_with("etcdserver: request timed out"),
             "{status}"
         );
+        // Members judge by their own connections: a change is refused at once.
+        let mut changes = client.cluster.clone();
+        for is_learner in [false, true] {
+            let addition = pb::MemberAddRequest {
+                peer_ur_ls: vec!["http://127.0.0.1:1".to_owned()],
+                is_learner,
+            };
+            let status = changes.member_add(addition).await.unwrap_err();
+            assert_eq!(status.message(), "etcdserver: unhealthy cluster");
+        }
+        let promotion = pb::MemberPromoteRequest { id: 1 };
+        let status = changes.member_promote(promotion).await.unwrap_err();
+        assert_eq!(status.message(), "etcdserver: no leader");
         eprintln!("without quorum for {:?}", lost.elapsed());
 
         cluster.restart_all().await;

@@ -212,7 +212,7 @@ impl Config {
             None => ("metastore", &[][..]),
         };
         if let Some(command) = arguments.first()
-            && matches!(command.as_str(), "gateway" | "grpc-proxy")
+            && command == "grpc-proxy"
         {
             return Err(ConfigError::invalid(format!(
                 "the sub-command {command:?} is not supported yet (docs/limitations.md)"

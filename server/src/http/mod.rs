@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use self::access::AccessRules;
 use self::answer::{Answer, method_not_allowed, not_found, text};
-use self::gateway::Gateway;
+use self::gateway::{Gateway, discard_announced};
 use self::rest::RestApi;
 use crate::listen::peer_certificate::PeerCertificate;
 use crate::node::Node;
@@ -120,9 +120,11 @@ impl HttpService {
         }
         access::rename_beta_path(&mut request);
         if let Some(refusal) = self.access.refusal(&request, secure) {
+            discard_announced(request.into_body()).await;
             return refusal.map(ResponseBody::Plain);
         }
         if self.would_ignore_certificate(&request) {
+            discard_announced(request.into_body()).await;
             return answer::error(StatusCode::BAD_REQUEST, CERTIFICATE_IGNORED)
                 .map(ResponseBody::Plain);
         }
@@ -171,6 +173,7 @@ impl HttpService {
             path if path.starts_with("/debug/") => debug::answer(&self.node, &request).await,
             _ => self.metrics_port(&request).await,
         };
+        discard_announced(request.into_body()).await;
         answer.map(ResponseBody::Plain)
     }
 

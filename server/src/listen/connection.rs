@@ -77,6 +77,8 @@ impl HttpOptions {
         let mut http1 = http1::Builder::new();
         http1
             .timer(TokioTimer::new())
+            // As Go writes them: scripts look for `Content-Type`.
+            .title_case_headers(true)
             .header_read_timeout(HEADER_TIMEOUT);
         let mut http2 = http2::Builder::new(PollFirst);
         http2

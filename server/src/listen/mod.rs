@@ -16,13 +16,14 @@ use std::thread;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use http::{Request, Response, StatusCode, header};
+use http::{Request, Response, StatusCode, Version, header};
 use hyper::body::Incoming;
 use metastore_consensus::completion::Mailbox;
 use tokio::sync::mpsc;
 
 use crate::http::{HttpRoutes, HttpService};
 use crate::node::Node;
+use crate::rpc::compression;
 use crate::rpc::services::GrpcServices;
 use crate::rpc::unary::ResponseBody;
 
@@ -51,6 +52,9 @@ impl Services {
     ) -> BoxFuture<'static, Response<ResponseBody>> {
         if !is_grpc(&request) || matches!(traffic, Traffic::Http | Traffic::Metrics) {
             return Arc::clone(self).call_http(request, traffic).boxed();
+        }
+        if compression::is_announced(&request) {
+            return compression::call(self.grpc.clone(), request, remote).boxed();
         }
         self.grpc.call(request, remote)
     }
@@ -85,11 +89,19 @@ fn not_grpc(request: &Request<Incoming>) -> Response<ResponseBody> {
     response
 }
 
+/// Whether a request is gRPC: as in etcd, over HTTP/2 only, and by its content type.
 fn is_grpc(request: &Request<Incoming>) -> bool {
-    request
-        .headers()
-        .get(header::CONTENT_TYPE)
-        .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+    if request.version() != Version::HTTP_2 {
+        return false;
+    }
+    let Some(content_type) = request.headers().get(header::CONTENT_TYPE) else {
+        return false;
+    };
+    match content_type.as_bytes().strip_prefix(b"application/grpc") {
+        // A subtype or parameters may follow, but not, for instance, `-web`.
+        Some([] | [b'+' | b';', ..]) => true,
+        Some(_) | None => false,
+    }
 }
 
 /// A connection for a client thread.

@@ -1,5 +1,6 @@
 //! Bound sockets.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -112,6 +113,25 @@ impl BoundSocket {
     #[must_use]
     pub const fn address(&self) -> &Address {
         &self.address
+    }
+
+    /// Ends every connection that comes, for as long as this is polled. Who asks then knows at once that
+    /// nobody answers here yet, and need not wait for the time to be over.
+    ///
+    /// # Errors
+    /// Only when no file descriptor is left.
+    pub async fn turn_away(&self) -> io::Result<Infallible> {
+        let socket = Self {
+            address: self.address.clone(),
+            socket: self.socket.try_clone()?,
+            file: None,
+        };
+        let socket = socket.register()?;
+        loop {
+            if socket.accept().await.is_err() {
+                tokio::time::sleep(ACCEPT_RETRY_INTERVAL).await;
+            }
+        }
     }
 
     /// Hands the socket to the current runtime.

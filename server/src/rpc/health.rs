@@ -1,35 +1,96 @@
 //! The gRPC health service: the service name `""` only, as etcd has it.
 
+use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use futures::{Stream, StreamExt, stream};
 use http::{Request, Response};
+use metastore_proto::codec::SmallBufferCodec;
 use tonic::body::Body;
-use tonic_health::ServingStatus;
-use tonic_health::pb::health_server::HealthServer as Generated;
-use tonic_health::server::{HealthReporter, HealthService};
-use tower::Service;
+use tonic::server::Grpc;
+use tonic::{Status, async_trait};
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_server::{Health, HealthServer as Generated};
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
+use tower::{Service, service_fn};
 
 use crate::node::Node;
+use crate::observe::metrics::grpc::method;
+
+/// A question for the states of all services. tonic's descriptions are older than it.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+struct HealthListRequest {}
+
+/// The states of all services, by name.
+#[derive(Clone, PartialEq, prost::Message)]
+struct HealthListResponse {
+    #[prost(map = "string, message", tag = "1")]
+    statuses: HashMap<String, HealthCheckResponse>,
+}
+
+fn answer(status: ServingStatus) -> HealthCheckResponse {
+    HealthCheckResponse {
+        status: status as i32,
+    }
+}
+
+/// Answers SERVING while the process runs.
+struct HealthService {
+    node: Arc<Node>,
+}
+
+#[async_trait]
+impl Health for HealthService {
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<HealthCheckResponse, Status>> + Send>>;
+
+    async fn check(
+        &self,
+        request: tonic::Request<HealthCheckRequest>,
+    ) -> Result<tonic::Response<HealthCheckResponse>, Status> {
+        match &*request.get_ref().service {
+            "" => Ok(tonic::Response::new(answer(ServingStatus::Serving))),
+            _ => Err(Status::not_found("unknown service")),
+        }
+    }
+
+    async fn watch(
+        &self,
+        request: tonic::Request<HealthCheckRequest>,
+    ) -> Result<tonic::Response<Self::WatchStream>, Status> {
+        let status = match &*request.get_ref().service {
+            "" => ServingStatus::Serving,
+            // It might come later, says the protocol; so the stream stays open.
+            _ => ServingStatus::ServiceUnknown,
+        };
+        let stopped = self.node.stopped();
+        let end = stream::once(async move {
+            stopped.await;
+            Err(Status::cancelled("Stream has ended."))
+        });
+        let statuses = stream::once(std::future::ready(Ok(answer(status)))).chain(end);
+        Ok(tonic::Response::new(Box::pin(statuses)))
+    }
+}
+
+async fn list(
+    _: tonic::Request<HealthListRequest>,
+) -> Result<tonic::Response<HealthListResponse>, Status> {
+    let statuses = HashMap::from([(String::new(), answer(ServingStatus::Serving))]);
+    Ok(tonic::Response::new(HealthListResponse { statuses }))
+}
 
 /// The health service as a tower service.
 #[derive(Clone)]
 pub struct HealthServer {
     inner: Generated<HealthService>,
-    // Held so that the status channel stays open.
-    _reporter: HealthReporter,
 }
 
-/// A health service that answers SERVING while the process runs.
-pub fn server(_node: Arc<Node>) -> HealthServer {
-    // `new` registers the empty service name as SERVING.
-    let reporter = HealthReporter::new();
-    let service = HealthService::from_health_reporter(reporter.clone());
-    debug_assert_eq!(ServingStatus::Serving as i32, 1);
+/// The health service of `node`.
+pub fn server(node: Arc<Node>) -> HealthServer {
     HealthServer {
-        inner: Generated::new(service),
-        _reporter: reporter,
+        inner: Generated::new(HealthService { node }),
     }
 }
 
@@ -47,6 +108,12 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
+        if request.uri().path() == method::HEALTH_LIST.path() {
+            return Box::pin(async move {
+                let codec = SmallBufferCodec::<HealthListResponse, HealthListRequest>::default();
+                Ok(Grpc::new(codec).unary(service_fn(list), request).await)
+            });
+        }
         Box::pin(self.inner.call(request))
     }
 }

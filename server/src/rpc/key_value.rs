@@ -454,10 +454,9 @@ impl KeyValueService {
                 .map(|answer| answer.map(ResponseBody::Counted))
                 .boxed()
             }
-            Method::Unknown => std::future::ready(unary::failure(Status::unimplemented(
-                "unknown method for service etcdserverpb.KV",
-            )))
-            .boxed(),
+            Method::Unknown => {
+                std::future::ready(unary::unknown_method(request.uri().path())).boxed()
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 
 pub mod auth;
 pub mod cluster;
+pub mod compression;
 pub mod concurrency;
 pub mod election;
 pub mod health;

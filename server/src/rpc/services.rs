@@ -27,7 +27,7 @@ use super::key_value::{self, KeyValueService};
 use super::lease::LeaseService;
 use super::lock::LockService;
 use super::maintenance::MaintenanceService;
-use super::unary::{CallOptions, ResponseBody};
+use super::unary::{self, CallOptions, ResponseBody};
 use super::watch::WatchService;
 use crate::node::Node;
 use crate::observe::metrics::grpc;
@@ -140,7 +140,11 @@ async fn counted<B: RequestBody>(
         Some(method) => grpc::observe(method, request, |request| services.serve(request))
             .await
             .map(ResponseBody::Counted),
-        None => services.serve(request).await.map(ResponseBody::Tonic),
+        None if grpc::has_service(service_name(&request)) => unary::unknown_method(&path),
+        None => {
+            let text = format!("unknown service {}", service_name(&request));
+            unary::failure(tonic::Status::unimplemented(text))
+        }
     };
     // Streams answer at once, so only unary calls can be late here.
     let took = started.elapsed();
@@ -200,6 +204,11 @@ impl GrpcServices {
             ),
             base,
         }
+    }
+
+    /// The largest message that is received.
+    pub fn receive_bytes_max(&self) -> usize {
+        self.base.options.bytes_max
     }
 
     /// Answers a call that `remote` made; nothing: this process itself.

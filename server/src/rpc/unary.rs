@@ -125,7 +125,7 @@ async fn read_message(mut body: impl RequestBody, bytes_max: usize) -> Result<By
     let mut received = BytesMut::new();
     let mut expected = None;
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| Status::new(Code::Cancelled, error.to_string()))?;
+        let frame = frame.map_err(|error| status_of(error.into()))?;
         let Ok(data) = frame.into_data() else {
             continue;
         };
@@ -150,23 +150,55 @@ async fn read_message(mut body: impl RequestBody, bytes_max: usize) -> Result<By
             return Ok(received.freeze());
         }
     }
-    Err(Status::internal("the request ended before its message"))
+    // What grpc-go's reader of the body says.
+    Err(Status::unknown(match received.is_empty() {
+        true => "EOF",
+        false => "unexpected EOF",
+    }))
+}
+
+/// The status that a body carries as its error; another error is a client that went away.
+fn status_of(error: Box<dyn std::error::Error + Send + Sync>) -> Status {
+    match error.downcast::<Status>() {
+        Ok(status) => *status,
+        Err(error) => Status::new(Code::Cancelled, error.to_string()),
+    }
 }
 
 fn message_length(received: &[u8], bytes_max: usize) -> Result<usize, Status> {
     let mut prefix = &received[..PREFIX_BYTES];
-    if prefix.get_u8() != 0 {
-        return Err(Status::unimplemented(
-            "grpc: Decompressor is not installed for grpc-encoding",
-        ));
-    }
+    let flag = prefix.get_u8();
     let length = prefix.get_u32() as usize;
     if length > bytes_max {
-        return Err(Status::resource_exhausted(format!(
-            "grpc: received message larger than max ({length} vs. {bytes_max})"
-        )));
+        return Err(too_large(length, bytes_max));
     }
-    Ok(length)
+    match flag {
+        0 => Ok(length),
+        1 => Err(Status::internal(
+            "grpc: compressed flag set with identity or empty encoding",
+        )),
+        other => Err(Status::internal(format!(
+            "grpc: received unexpected payload format {other}"
+        ))),
+    }
+}
+
+/// The refusal of a message that is too large, with grpc-go's text.
+pub fn too_large(bytes: usize, bytes_max: usize) -> Status {
+    Status::resource_exhausted(format!(
+        "grpc: received message larger than max ({bytes} vs. {bytes_max})"
+    ))
+}
+
+/// The answer to a call of a method that the service does not have, with grpc-go's text.
+pub fn unknown_method(path: &str) -> Response<ResponseBody> {
+    let (service, method) = path
+        .trim_start_matches('/')
+        .rsplit_once('/')
+        .unwrap_or_default();
+    failure(Status::unimplemented(format!(
+        "unknown method {method} for service {service}"
+    )))
 }
 
 /// Decodes what a Go server decodes: a field whose wire type is not the declared one counts as

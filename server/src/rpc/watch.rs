@@ -48,9 +48,7 @@ impl WatchService {
     /// Answers a call of the Watch service; `known`: of its only method.
     pub fn call<B: RequestBody>(&self, request: Request<B>, known: bool) -> Response<ResponseBody> {
         if !known {
-            return unary::failure(Status::unimplemented(
-                "unknown method for service etcdserverpb.Watch",
-            ));
+            return unary::unknown_method(request.uri().path());
         }
         let mut call = Call::start(&method::WATCH, request.headers());
         let requires_leader = match check_stream(&self.node, request.headers(), OnLearner::Refused)

@@ -599,3 +599,27 @@ async fn a_snapshot_comes_in_lines_that_end_with_its_digest() {
     })
     .await;
 }
+
+/// Behind an answer that comes first the stream has to be reset, and curl 7.88 then loses the answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_error_over_http2_waits_for_the_body_of_its_request() {
+    within(async {
+        let member = Member::start(Program::MetaStore).await;
+        for (path, status) in [("/nope", 404), ("/v3/nope", 404), ("/version", 405)] {
+            let stream = tokio::net::TcpStream::connect(member.address());
+            let (client, connection) = h2::client::handshake(stream.await.unwrap()).await.unwrap();
+            tokio::spawn(connection);
+            let request = http::Request::post(format!("http://{}{path}", member.address()))
+                .header("content-length", "5")
+                .body(())
+                .unwrap();
+            let mut client = client.ready().await.unwrap();
+            let (mut answer, mut body) = client.send_request(request, false).unwrap();
+            let early = tokio::time::timeout(Duration::from_millis(200), &mut answer).await;
+            assert!(early.is_err(), "{path}: {early:?}");
+            body.send_data("hello".into(), true).unwrap();
+            assert_eq!(answer.await.unwrap().status(), status, "{path}");
+        }
+    })
+    .await;
+}

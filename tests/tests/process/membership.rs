@@ -6,7 +6,8 @@ use metastore_proto::etcdserverpb as pb;
 use metastore_tests::load::{Load, LoadOptions};
 use metastore_tests::member::ids;
 use metastore_tests::programs::subject;
-use metastore_tests::{Cluster, Member, MemberBuilder, eventually};
+use metastore_tests::{Cluster, Member, MemberBuilder, deadline, eventually};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::{SOME_WRITES, within};
 
@@ -182,6 +183,36 @@ async fn member_and_cluster_ids_are_etcds() {
             (wanted.cluster_id, wanted.member_id)
         );
         assert_eq!(member.client().members().await.unwrap(), members);
+    })
+    .await;
+}
+
+/// Members that start together ask each other whether the cluster runs already.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_does_not_know_yet_who_it_is_lets_nobody_wait() {
+    within(async {
+        // This peer listens and never says anything, so the member goes on asking it.
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let silent_url = format!("http://{}", silent.local_addr().unwrap());
+        let builder = MemberBuilder::new(metastore_tests::Program::MetaStore);
+        let cluster = vec![
+            (builder.member_name().to_owned(), builder.peer_url()),
+            ("silent".to_owned(), silent_url),
+        ];
+        let peer_address = builder.peer_address();
+        let member = builder.initial_cluster(cluster).spawn();
+        let (_question, _) = silent.accept().await.unwrap();
+
+        let mut connection = tokio::net::TcpStream::connect(peer_address).await.unwrap();
+        let answer = tokio::time::timeout(deadline(Duration::from_secs(2)), async {
+            connection
+                .write_all(b"GET /members HTTP/1.1\r\n\r\n")
+                .await?;
+            connection.read(&mut [0; 100]).await
+        });
+        let answer = answer.await.expect("the connection ends");
+        assert!(matches!(answer, Ok(0) | Err(_)), "{answer:?}");
+        drop(member);
     })
     .await;
 }

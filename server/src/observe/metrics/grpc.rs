@@ -202,6 +202,12 @@ pub fn find(path: &str) -> Option<&'static Method> {
     METHODS.iter().find(|method| method.path == path).copied()
 }
 
+/// Whether somebody serves a service of this name.
+#[must_use]
+pub fn has_service(name: &str) -> bool {
+    METHODS.iter().any(|method| method.names().0 == name)
+}
+
 /// Whether durations of calls are measured: `--metrics=extensive`.
 static EXTENSIVE: AtomicBool = AtomicBool::new(false);
 
