@@ -99,6 +99,7 @@ var commands = map[string]func(context.Context, *check){
 	"members":   members,
 	"auth":      authentication,
 	"relogin":   relogin,
+	"expiry":    expiry,
 }
 
 func main() {

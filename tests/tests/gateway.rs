@@ -12,6 +12,8 @@ use std::time::Duration;
 use metastore_tests::programs::subject;
 use metastore_tests::{Member, MemberBuilder, Program, deadline};
 
+#[path = "gateway/authentication.rs"]
+mod authentication;
 #[path = "gateway/concurrency.rs"]
 mod concurrency;
 #[path = "gateway/health.rs"]
