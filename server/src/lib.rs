@@ -33,6 +33,8 @@ pub mod listen;
 pub mod listeners;
 pub mod member_directory;
 pub mod membership;
+#[cfg(test)]
+mod mutation;
 pub mod node;
 pub mod observe;
 pub mod offline;
