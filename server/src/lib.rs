@@ -17,6 +17,7 @@ pub mod auth;
 pub mod auto_compaction;
 pub mod backup;
 pub mod bootstrap;
+pub mod client_limits;
 pub mod cluster_version;
 pub mod compaction;
 pub mod config;

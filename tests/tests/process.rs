@@ -16,6 +16,8 @@ use metastore_tests::{Client, Cluster, Member, MemberBuilder, Program, deadline,
 mod bad_input;
 #[path = "process/disk.rs"]
 mod disk;
+#[path = "process/limits.rs"]
+mod limits;
 #[path = "process/membership.rs"]
 mod membership;
 
