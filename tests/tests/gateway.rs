@@ -20,6 +20,8 @@ mod concurrency;
 mod health;
 #[path = "gateway/json.rs"]
 mod json;
+#[path = "gateway/paths.rs"]
+mod paths;
 #[path = "gateway/rest.rs"]
 mod rest;
 #[path = "gateway/websocket.rs"]
