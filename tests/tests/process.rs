@@ -12,6 +12,8 @@ use metastore_tests::load::{Load, LoadOptions};
 use metastore_tests::programs::subject;
 use metastore_tests::{Client, Cluster, Member, MemberBuilder, Program, deadline, eventually};
 
+#[path = "process/bad_clients.rs"]
+mod bad_clients;
 #[path = "process/bad_input.rs"]
 mod bad_input;
 #[path = "process/disk.rs"]

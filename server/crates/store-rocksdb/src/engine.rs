@@ -79,7 +79,9 @@ impl RocksDbEngine {
     /// version of this one, or the file system refuses. The message says which, where, and what an
     /// operator should do; none of them goes away by trying again.
     pub fn open(directory: &Path, options: &RocksDbOptions) -> Result<Self, EngineError> {
-        let translated = options.translate().map_err(|error| open_failed(directory, &error))?;
+        let translated = options
+            .translate()
+            .map_err(|error| open_failed(directory, &error))?;
         let db = open::open(directory, &translated)?;
         Ok(Self {
             directory: directory.to_owned(),
