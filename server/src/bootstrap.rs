@@ -5,15 +5,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::select_ok;
-use http::{Request, header};
+use http::{HeaderMap, Request, StatusCode, header};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
 
+use crate::cluster_version::{self as version, Version};
 use crate::config::{
     ClusterState, Config, ConfigError, DiscoverySettings, InitialCluster, ListenUrl, identity,
 };
 use crate::discovery::{DiscoveryError, dns, registry};
-use crate::http::{CLUSTER_ID_HEADER, HttpMember};
+use crate::http::{CLUSTER_ID_HEADER, DOWNGRADE_ENABLED_PATH, HttpMember, VERSION_PATH};
 use crate::identity_file::{Identity, SeedMember};
 use crate::peer_transport::{PeerDialer, address_of};
 
@@ -174,7 +175,9 @@ async fn join(
         for peer_url in &seed.peer_urls {
             match fetch_members(dialer, peer_url).await {
                 Ok((cluster_id, members)) => {
-                    return identity_among(seeds.len(), &own_urls, cluster_id, &members);
+                    let identity = identity_among(seeds.len(), &own_urls, cluster_id, &members)?;
+                    check_versions(dialer, identity.member_id, &members).await?;
+                    return Ok(identity);
                 }
                 Err(error) => failures.push(format!("{peer_url}: {error}")),
             }
@@ -238,18 +241,120 @@ fn identity_among(
     })
 }
 
+/// Refuses to join a cluster whose version this program cannot have part in. Members that do not answer
+/// may be away, but one has to tell its version.
+async fn check_versions(
+    dialer: &PeerDialer,
+    own: u64,
+    members: &[HttpMember],
+) -> Result<(), BootstrapError> {
+    let others = || members.iter().filter(|member| member.id != own);
+    let asked = futures::future::join_all(others().map(|member| fetch_version(dialer, member)));
+    let versions = asked.await;
+    let asked = others().map(|member| fetch_from(dialer, member, DOWNGRADE_ENABLED_PATH));
+    let answers = futures::future::join_all(asked).await;
+    let is_downgrading = answers.iter().flatten().any(|answer| answer == "true");
+    let allowed = version::joinable(is_downgrading);
+    let mut is_known = false;
+    for (member, version) in others().zip(versions) {
+        let Some(version) = version else { continue };
+        if !allowed.contains(&version) {
+            tracing::warn!(
+                "remote-member-id" = format!("{:x}", member.id),
+                "remote-member-cluster-version" = version.to_string(),
+                "minimum-cluster-version-supported" = allowed.start().to_string(),
+                "maximum-cluster-version-supported" = allowed.end().to_string(),
+                "cluster version of remote member is not compatible"
+            );
+            return Err(incompatible());
+        }
+        is_known = true;
+    }
+    if is_known {
+        return Ok(());
+    }
+    tracing::warn!("no other member has told the version of the cluster");
+    Err(incompatible())
+}
+
+fn incompatible() -> BootstrapError {
+    BootstrapError::Configuration("incompatible with current running cluster".to_owned())
+}
+
+/// The cluster version that a member tells.
+async fn fetch_version(dialer: &PeerDialer, member: &HttpMember) -> Option<Version> {
+    #[derive(serde::Deserialize)]
+    struct Versions {
+        etcdcluster: String,
+    }
+    let answer = fetch_from(dialer, member, VERSION_PATH).await?;
+    let told: Versions = serde_json::from_str(&answer).ok()?;
+    match told.etcdcluster.parse() {
+        Ok(version) => Some(version),
+        Err(()) => {
+            tracing::warn!(
+                "remote-member-id" = format!("{:x}", member.id),
+                "remote-member-cluster-version" = told.etcdcluster,
+                "failed to parse cluster version of remote member"
+            );
+            None
+        }
+    }
+}
+
+/// What the first peer URL of a member that answers says at this path.
+async fn fetch_from(dialer: &PeerDialer, member: &HttpMember, path: &str) -> Option<String> {
+    for peer_url in &member.peer_urls {
+        match fetch(dialer, peer_url, path).await {
+            Ok((StatusCode::OK, _, body)) => return String::from_utf8(body.into()).ok(),
+            Ok((status, ..)) => {
+                tracing::warn!(address = peer_url, path, %status, "failed to reach the peer URL");
+            }
+            Err(error) => {
+                tracing::warn!(
+                    address = peer_url,
+                    path,
+                    error,
+                    "failed to reach the peer URL"
+                );
+            }
+        }
+    }
+    None
+}
+
 /// Asks a peer port for the members: the cluster id and the list.
 async fn fetch_members(
     dialer: &PeerDialer,
     peer_url: &str,
 ) -> Result<(u64, Vec<HttpMember>), String> {
+    let (_, headers, body) = fetch(dialer, peer_url, "/members").await?;
+    let cluster_id = headers
+        .get(CLUSTER_ID_HEADER)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|text| u64::from_str_radix(text, 16).ok())
+        .ok_or("the answer names no cluster")?;
+    let members: Vec<HttpMember> =
+        serde_json::from_slice(&body).map_err(|error| error.to_string())?;
+    if members.is_empty() {
+        return Err("the cluster is not formed yet".to_owned());
+    }
+    Ok((cluster_id, members))
+}
+
+/// GET of a path at a peer URL.
+async fn fetch(
+    dialer: &PeerDialer,
+    peer_url: &str,
+    path: &str,
+) -> Result<(StatusCode, HeaderMap, Bytes), String> {
     let url = ListenUrl::parse(peer_url)?;
     let host = if url.is_unix() {
         "localhost"
     } else {
         url.authority()
     };
-    let request = Request::get("/members")
+    let request = Request::get(path)
         .header(header::HOST, host)
         .body(Empty::<Bytes>::new())
         .map_err(|error| error.to_string())?;
@@ -269,23 +374,13 @@ async fn fetch_members(
             .send_request(request)
             .await
             .map_err(|error| error.to_string())?;
-        let cluster_id = response
-            .headers()
-            .get(CLUSTER_ID_HEADER)
-            .and_then(|value| value.to_str().ok())
-            .and_then(|text| u64::from_str_radix(text, 16).ok())
-            .ok_or("the answer names no cluster")?;
-        let body = Limited::new(response.into_body(), MEMBERS_BYTES_MAX)
+        let (parts, body) = response.into_parts();
+        let body = Limited::new(body, MEMBERS_BYTES_MAX)
             .collect()
             .await
             .map_err(|error| error.to_string())?
             .to_bytes();
-        let members: Vec<HttpMember> =
-            serde_json::from_slice(&body).map_err(|error| error.to_string())?;
-        if members.is_empty() {
-            return Err("the cluster is not formed yet".to_owned());
-        }
-        Ok((cluster_id, members))
+        Ok((parts.status, parts.headers, body))
     };
     tokio::time::timeout(MEMBERS_TIMEOUT, exchange)
         .await

@@ -5,6 +5,7 @@
 //! downgrade when every member runs the target.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -89,6 +90,22 @@ impl FromStr for Version {
             minor: next()?,
             patch: next()?,
         })
+    }
+}
+
+/// The versions of clusters that a member of this program may join: from the oldest up to its own; while
+/// a downgrade goes on only the one above, whose members are being replaced by ones like it.
+pub fn joinable(is_downgrading: bool) -> RangeInclusive<Version> {
+    let own: Version = version::ETCD_VERSION
+        .parse()
+        .expect("the own version is one");
+    let own = own.of_cluster();
+    match is_downgrading {
+        true => {
+            let above = Version::new(own.major, own.minor + 1);
+            above..=above
+        }
+        false => OLDEST..=own,
     }
 }
 

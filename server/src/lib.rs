@@ -17,6 +17,7 @@ pub mod auth;
 pub mod auto_compaction;
 pub mod backup;
 pub mod bootstrap;
+pub mod client_limits;
 pub mod cluster_version;
 pub mod compaction;
 pub mod config;
@@ -34,6 +35,8 @@ pub mod listen;
 pub mod listeners;
 pub mod member_directory;
 pub mod membership;
+#[cfg(test)]
+mod mutation;
 pub mod node;
 pub mod observe;
 pub mod offline;

@@ -17,6 +17,7 @@ use tokio::sync::watch;
 
 use crate::application::{Application, Applied, Response};
 use crate::auth::Credentials;
+use crate::client_limits::{ClientLimits, ListBudget};
 use crate::config::Config;
 use crate::error::RequestError;
 use crate::observe::metrics::{self, METRICS};
@@ -54,6 +55,10 @@ pub struct Node {
     pub peers: PeerActivity,
     /// Held while this member defragments its store.
     pub defragmenting: tokio::sync::Mutex<()>,
+    /// What one client may use; nothing: as much as it likes.
+    pub client_limits: Option<Arc<ClientLimits>>,
+    /// What large lists may use; nothing: as much as they need.
+    pub list_budget: Option<ListBudget>,
     status: watch::Receiver<ConsensusStatus>,
     elections: Elections,
 }
@@ -101,6 +106,8 @@ impl Node {
         stopping: watch::Receiver<bool>,
     ) -> Self {
         Self {
+            client_limits: ClientLimits::new(&config),
+            list_budget: ListBudget::new(&config),
             config,
             member_id,
             cluster_id,

@@ -283,7 +283,7 @@ fn warn(
 }
 
 /// What the log says about a unary request and its answer. −1: unknown.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestStats {
     request_count: i64,
     request_size: i64,
@@ -324,66 +324,97 @@ pub trait Loggable<A> {
     /// Its method, as `/package.Service/Method`.
     const METHOD: &'static str;
 
+    /// What the log tells of the request alone, if its answer is one of these: etcd shows the branch of
+    /// a transaction that was run. Nothing when the log tells nothing of it.
+    fn sketch(&self, succeeded: bool) -> Option<RequestStats>;
+
+    /// The branch of a transaction that was run; always the first one of other requests.
+    fn succeeded(_answer: &A) -> bool {
+        true
+    }
+
+    /// Adds what the answer tells.
+    fn complete(sketch: RequestStats, answer: &A) -> RequestStats;
+
     /// What the log tells; `answer` is nothing when the request failed.
-    fn stats(&self, answer: Option<&A>) -> RequestStats;
+    fn stats(&self, answer: Option<&A>) -> RequestStats {
+        answer
+            .and_then(|answer| {
+                let sketch = self.sketch(Self::succeeded(answer))?;
+                Some(Self::complete(sketch, answer))
+            })
+            .unwrap_or(RequestStats::UNKNOWN)
+    }
 }
 
 impl Loggable<RangeResponse> for RangeRequest {
     const METHOD: &'static str = "/etcdserverpb.KV/Range";
 
-    fn stats(&self, answer: Option<&RangeResponse>) -> RequestStats {
-        let stats = RequestStats::new(0, self.encoded_len(), range(self));
-        answer.map_or(RequestStats::UNKNOWN, |answer| {
-            stats.answered(answer.count, answer.encoded_len())
-        })
+    fn sketch(&self, _succeeded: bool) -> Option<RequestStats> {
+        Some(RequestStats::new(0, self.encoded_len(), range(self)))
+    }
+
+    fn complete(sketch: RequestStats, answer: &RangeResponse) -> RequestStats {
+        sketch.answered(answer.count, answer.encoded_len())
     }
 }
 
 impl Loggable<PutResponse> for PutRequest {
     const METHOD: &'static str = "/etcdserverpb.KV/Put";
 
-    fn stats(&self, answer: Option<&PutResponse>) -> RequestStats {
-        let stats = RequestStats::new(1, self.encoded_len(), put(self));
-        answer.map_or(RequestStats::UNKNOWN, |answer| {
-            stats.answered(0, answer.encoded_len())
-        })
+    fn sketch(&self, _succeeded: bool) -> Option<RequestStats> {
+        Some(RequestStats::new(1, self.encoded_len(), put(self)))
+    }
+
+    fn complete(sketch: RequestStats, answer: &PutResponse) -> RequestStats {
+        sketch.answered(0, answer.encoded_len())
     }
 }
 
 impl Loggable<DeleteRangeResponse> for DeleteRangeRequest {
     const METHOD: &'static str = "/etcdserverpb.KV/DeleteRange";
 
-    fn stats(&self, answer: Option<&DeleteRangeResponse>) -> RequestStats {
-        let stats = RequestStats::new(0, self.encoded_len(), delete_range(self));
-        answer.map_or(RequestStats::UNKNOWN, |answer| {
-            stats.answered(answer.deleted, answer.encoded_len())
-        })
+    fn sketch(&self, _succeeded: bool) -> Option<RequestStats> {
+        Some(RequestStats::new(0, self.encoded_len(), delete_range(self)))
+    }
+
+    fn complete(sketch: RequestStats, answer: &DeleteRangeResponse) -> RequestStats {
+        sketch.answered(answer.deleted, answer.encoded_len())
     }
 }
 
 impl Loggable<TxnResponse> for TxnRequest {
     const METHOD: &'static str = "/etcdserverpb.KV/Txn";
 
-    fn stats(&self, answer: Option<&TxnResponse>) -> RequestStats {
-        let Some(answer) = answer else {
-            return RequestStats::UNKNOWN;
-        };
+    fn sketch(&self, succeeded: bool) -> Option<RequestStats> {
         // What was done is the size of the request, not what was left.
-        let branch = match answer.succeeded {
+        let branch = match succeeded {
             true => &self.success,
             false => &self.failure,
         };
         let count = i64::try_from(branch.len()).unwrap_or(i64::MAX);
         let size = branch.iter().map(Message::encoded_len).sum();
-        RequestStats::new(count, size, txn(self)).answered(0, answer.encoded_len())
+        Some(RequestStats::new(count, size, txn(self)))
+    }
+
+    fn succeeded(answer: &TxnResponse) -> bool {
+        answer.succeeded
+    }
+
+    fn complete(sketch: RequestStats, answer: &TxnResponse) -> RequestStats {
+        sketch.answered(0, answer.encoded_len())
     }
 }
 
 impl Loggable<CompactionResponse> for CompactionRequest {
     const METHOD: &'static str = "/etcdserverpb.KV/Compact";
 
-    fn stats(&self, _answer: Option<&CompactionResponse>) -> RequestStats {
-        RequestStats::UNKNOWN
+    fn sketch(&self, _succeeded: bool) -> Option<RequestStats> {
+        None
+    }
+
+    fn complete(sketch: RequestStats, _answer: &CompactionResponse) -> RequestStats {
+        sketch
     }
 }
 

@@ -27,6 +27,11 @@ impl SpaceGauge {
         self.used_bytes.store(used_bytes, Ordering::Relaxed);
     }
 
+    /// The logical size of the store, as it was noted last.
+    pub fn used_bytes(&self) -> u64 {
+        self.used_bytes.load(Ordering::Relaxed)
+    }
+
     /// Whether a request of this cost stays below the quota; etcd's rule.
     pub fn has_room_for(&self, cost: u64) -> bool {
         self.quota_bytes.is_none_or(|quota| {

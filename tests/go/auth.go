@@ -151,3 +151,57 @@ func relogin(ctx context.Context, c *check) {
 	_, err = root.Put(ctx, c.prefix+"a", "last")
 	c.ok("put after the restarts", err)
 }
+
+// expiry needs a store without users whose tokens live for a second or two. It outlives several of
+// them, with calls, a watch and a lease that is kept alive.
+func expiry(ctx context.Context, c *check) {
+	_, err := c.client.UserAdd(ctx, "root", "rootpw")
+	c.ok("add root", err)
+	_, err = c.client.UserGrantRole(ctx, "root", "root")
+	c.ok("grant root", err)
+	_, err = c.client.AuthEnable(ctx)
+	c.ok("enable", err)
+	root, err := c.login("root", "rootpw")
+	c.ok("login as root", err)
+	defer root.Close()
+
+	watched := root.Watch(ctx, c.prefix+"a", clientv3.WithCreatedNotify())
+	c.equal("watch is created", (<-watched).Created, true)
+	granted, err := root.Grant(ctx, 6)
+	c.ok("grant", err)
+	kept, err := root.KeepAlive(ctx, granted.ID)
+	c.ok("keep alive", err)
+	_, err = root.Put(ctx, c.prefix+"leased", "1", clientv3.WithLease(granted.ID))
+	c.ok("put with a lease", err)
+	go func() {
+		for range kept {
+		}
+	}()
+	for range 3 {
+		// Longer than a token lives unused.
+		time.Sleep(4 * time.Second)
+		_, err = root.Put(ctx, c.prefix+"a", "1")
+		c.ok("put after the token ended", err)
+		response := <-watched
+		c.ok("watch after its token ended", response.Err())
+		c.equal("events", len(response.Events), 1)
+	}
+	time.Sleep(4 * time.Second)
+	got, err := root.Get(ctx, c.prefix+"leased")
+	c.ok("get after the token ended", err)
+	c.equal("leased keys", got.Count, 1)
+	time.Sleep(4 * time.Second)
+	_, err = root.MemberList(ctx)
+	c.ok("list members after the token ended", err)
+	time.Sleep(4 * time.Second)
+	_, err = root.UserList(ctx)
+	c.ok("list users after the token ended", err)
+	// Only who has no password to log in with again is told.
+	token := c.config
+	token.Token = "abcdefghijklmnop.1"
+	other, err := clientv3.New(token)
+	c.ok("client with a token", err)
+	defer other.Close()
+	_, err = other.Get(ctx, c.prefix+"a")
+	c.fails("get with an unknown token", err, rpctypes.ErrInvalidAuthToken)
+}

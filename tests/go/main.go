@@ -100,6 +100,7 @@ var commands = map[string]func(context.Context, *check){
 	"wire":      wire,
 	"auth":      authentication,
 	"relogin":   relogin,
+	"expiry":    expiry,
 }
 
 func main() {

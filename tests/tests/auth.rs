@@ -5,17 +5,25 @@
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
+#[path = "auth/matrix.rs"]
+mod matrix;
 #[path = "auth/session.rs"]
 mod session;
+#[path = "auth/watches.rs"]
+mod watches;
 
+use std::collections::HashMap;
 use std::time::Duration;
 
+use metastore_tests::certificates::{Authority, client_config, request};
 use metastore_tests::programs::subject;
 use metastore_tests::{Cluster, Member, MemberBuilder, Program, deadline, eventually};
 use session::Session;
 
 /// Longest wait for what takes a member a moment.
 const LIMIT: Duration = Duration::from_secs(30);
+/// A step that takes longer is shown.
+const SLOW: Duration = Duration::from_secs(2);
 /// Cheap hashes: the tests log in often.
 const CHEAP: &str = "--bcrypt-cost=4";
 
@@ -23,28 +31,74 @@ const CHEAP: &str = "--bcrypt-cost=4";
 struct Stores {
     sessions: Vec<Session>,
     _members: Vec<Member>,
+    _folder: Option<tempfile::TempDir>,
 }
 
 impl Stores {
     async fn start(flags: &[&str]) -> Self {
-        let mut members: Vec<Member> = [Program::Etcd, subject()]
-            .into_iter()
-            .map(|program| {
-                let builder = MemberBuilder::new(program).flag(CHEAP);
-                let builder = flags
-                    .iter()
-                    .fold(builder, |builder, flag| builder.flag(*flag));
-                builder.spawn()
-            })
-            .collect();
-        let mut sessions = Vec::new();
+        let builders = [Program::Etcd, subject()].map(|program| {
+            let builder = MemberBuilder::new(program).flag(CHEAP);
+            flags
+                .iter()
+                .fold(builder, |builder, flag| builder.flag(*flag))
+        });
+        let members = Self::ready(builders).await;
+        Self {
+            sessions: members
+                .iter()
+                .map(|member| Session::new(&member.endpoint()))
+                .collect(),
+            _members: members,
+            _folder: None,
+        }
+    }
+
+    async fn ready(builders: [MemberBuilder; 2]) -> Vec<Member> {
+        let mut members: Vec<Member> = builders.into_iter().map(MemberBuilder::spawn).collect();
         for member in &mut members {
             member.ready().await;
-            sessions.push(Session::new(&member.endpoint()));
         }
+        members
+    }
+
+    /// Stores that demand certificates, and clients with one for each of these common names. Whoever
+    /// has none of them (`none`, `root`) comes with the first.
+    async fn start_with_certificates(names: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let authority = Authority::new("test authority");
+        let ca = authority.write(&folder.path().join("ca.pem"));
+        let server = authority.issue(folder.path(), "server", request("server"));
+        let builders = [Program::Etcd, subject()].map(|program| {
+            MemberBuilder::new(program)
+                .flag(CHEAP)
+                .secure_clients()
+                .flag(format!("--cert-file={}", server.cert.display()))
+                .flag(format!("--key-file={}", server.key.display()))
+                .flag("--client-cert-auth")
+                .flag(format!("--trusted-ca-file={}", ca.display()))
+        });
+        let members = Self::ready(builders).await;
+        let configs: HashMap<String, _> = names
+            .iter()
+            .map(|name| {
+                let pair = authority.issue(folder.path(), &format!("cn-{name}"), request(name));
+                let config = client_config(&[authority.pem()], Some(&pair));
+                ((*name).to_owned(), config)
+            })
+            .collect();
+        let sessions = members.iter().map(|member| {
+            let session = |name: &str| Session::secure(&member.address(), configs[name].clone());
+            let mut first = session(names[0]);
+            first.by_certificate = names
+                .iter()
+                .map(|name| ((*name).to_owned(), session(name)))
+                .collect();
+            first
+        });
         Self {
-            sessions,
+            sessions: sessions.collect(),
             _members: members,
+            _folder: Some(folder),
         }
     }
 
@@ -55,10 +109,14 @@ impl Stores {
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
-            let mut answers = Vec::new();
-            for session in &mut self.sessions {
+            let started = std::time::Instant::now();
+            let asked = self.sessions.iter_mut().map(|session| async move {
                 let answer = tokio::time::timeout(deadline(LIMIT), session.run(line)).await;
-                answers.push(answer.unwrap_or_else(|_| "no answer".to_owned()));
+                answer.unwrap_or_else(|_| "no answer".to_owned())
+            });
+            let answers = futures::future::join_all(asked).await;
+            if started.elapsed() > SLOW {
+                eprintln!("slow: {line}: {answers:?}");
             }
             if answers.windows(2).any(|pair| pair[0] != pair[1]) {
                 problems += &format!("{line}\n   etcd: {}\n   ours: {}\n", answers[0], answers[1]);
@@ -257,158 +315,6 @@ async fn administration_answers_as_etcd() {
             ",
         )
         .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn keys_are_guarded_as_in_etcd() {
-    let mut stores = Stores::start(&[]).await;
-    stores.run(USERS).await;
-    let mut script = String::new();
-    for who in [
-        "root",
-        "alice",
-        "bob",
-        "none",
-        "bad",
-        "old",
-        "bearer-alice",
-        "authorization-alice",
-    ] {
-        for command in [
-            "get r1",
-            "get r s",
-            "get r t",
-            "get r \\0",
-            "get \\0 \\0",
-            "get b1",
-            "get secret",
-            "get s r",
-            "get r2 r1",
-            "get b w",
-            "get-serializable r1",
-            "get-serializable secret",
-            "stream r1",
-            "stream r s",
-            "stream secret",
-            "stream a z",
-            "put w1 v",
-            "put b1 v",
-            "put r1 v",
-            "put '' v",
-            "put-previous w1 v",
-            "put-previous b1 v",
-            "put-lease w1 404",
-            "delete w1 ''",
-            "delete w x",
-            "delete w y",
-            "delete w \\0",
-            "delete-previous w x",
-            "delete-previous b c",
-            "delete secret ''",
-            "txn-compare r1",
-            "txn-compare w1",
-            "txn-compare secret",
-            "txn-get r1 b1",
-            "txn-get r1 secret",
-            "txn-get secret r1",
-            "txn-put w1 w2",
-            "txn-put w1 r1",
-            "txn-put r1 w1",
-            "txn-delete w x",
-            "txn-delete a b",
-            "txn-nested-get r1",
-            "txn-nested-get secret",
-            "txn-nested-put w1",
-            "txn-nested-put secret",
-            "txn-nested-compare secret",
-            "txn-read-only-nested secret",
-            "compact 3",
-            "watch r1 ''",
-            "watch r s",
-            "watch r \\0",
-            "watch '' ''",
-            "watch '' \\0",
-            "watch secret ''",
-            "watch-from r1 -1",
-            "watch-from secret -1",
-        ] {
-            script += &format!("{who}: {command}\n");
-        }
-    }
-    stores.run(&script).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn leases_members_and_maintenance_are_guarded_as_in_etcd() {
-    let mut stores = Stores::start(&[]).await;
-    stores.run(USERS).await;
-    let mut script = String::new();
-    for (number, who) in ["root", "alice", "bob", "none", "bad", "old"]
-        .into_iter()
-        .enumerate()
-    {
-        let id = number * 10;
-        script += &format!(
-            "
-            root: lease-grant {} 100
-            root: lease-grant {} 100
-            root: lease-grant {} 100
-            root: put-lease w1 {}
-            root: put-lease b1 {}
-            root: put-lease secret {}
-            ",
-            id + 1,
-            id + 2,
-            id + 3,
-            id + 1,
-            id + 2,
-            id + 3
-        );
-        for command in [
-            format!("lease-grant {} 100", id + 4),
-            format!("lease-grant {} 10000000000", id + 5),
-            format!("lease-grant {} 100", id + 1),
-        ] {
-            script += &format!("{who}: {command}\n");
-        }
-        for lease in [id + 1, id + 2, id + 3, id + 4, 404] {
-            for command in [
-                format!("lease-ttl {lease}"),
-                format!("lease-ttl-keys {lease}"),
-                format!("lease-keep-alive {lease}"),
-                format!("put-lease w2 {lease}"),
-                format!("put-lease secret2 {lease}"),
-            ] {
-                script += &format!("{who}: {command}\n");
-            }
-        }
-        script += &format!("{who}: leases\n");
-        for lease in [id + 3, id + 2, id + 1, id + 4, 404] {
-            script += &format!("{who}: lease-revoke {lease}\n");
-        }
-        for command in [
-            "member-list",
-            "member-list-linearizable",
-            "member-add nonsense",
-            "member-remove 404",
-            "member-update 404",
-            "member-promote 404",
-            "status-of-member",
-            "alarm-list",
-            "alarm-clear",
-            "hash",
-            "hash-kv",
-            "move-leader 404",
-        ] {
-            script += &format!("{who}: {command}\n");
-        }
-        if who != "root" {
-            for command in ["defragment", "snapshot", "downgrade-cancel"] {
-                script += &format!("{who}: {command}\n");
-            }
-        }
-    }
-    stores.run(&script).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -847,3 +847,21 @@ async fn clientv3_logs_in_and_stays_logged_in() {
         .await;
     }
 }
+
+/// Tokens of passwords and JSON web tokens end while the client works; it logs in again by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clientv3_outlives_its_tokens() {
+    let folder = tempfile::tempdir().unwrap();
+    let secret = folder.path().join("secret");
+    std::fs::write(&secret, "secret").unwrap();
+    let jwt = format!(
+        "--auth-token=jwt,sign-method=HS256,priv-key={},ttl=2s",
+        secret.display()
+    );
+    for flag in ["--auth-token-ttl=1", &jwt] {
+        let flags = ["--bcrypt-cost=4", flag];
+        let cluster = Cluster::start_with(subject(), 1, &flags).await;
+        let endpoints = cluster.endpoints().join(",");
+        go(&endpoints, "expiry", Duration::ZERO, async || {}).await;
+    }
+}

@@ -12,12 +12,16 @@ use std::time::Duration;
 use metastore_tests::programs::subject;
 use metastore_tests::{Member, MemberBuilder, Program, deadline};
 
+#[path = "gateway/authentication.rs"]
+mod authentication;
 #[path = "gateway/concurrency.rs"]
 mod concurrency;
 #[path = "gateway/health.rs"]
 mod health;
 #[path = "gateway/json.rs"]
 mod json;
+#[path = "gateway/paths.rs"]
+mod paths;
 #[path = "gateway/rest.rs"]
 mod rest;
 #[path = "gateway/websocket.rs"]

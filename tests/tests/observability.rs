@@ -16,3 +16,6 @@ mod traces;
 
 #[path = "observability/control.rs"]
 mod control;
+
+#[path = "observability/failover.rs"]
+mod failover;

@@ -12,10 +12,14 @@ use metastore_tests::load::{Load, LoadOptions};
 use metastore_tests::programs::subject;
 use metastore_tests::{Client, Cluster, Member, MemberBuilder, Program, deadline, eventually};
 
+#[path = "process/bad_clients.rs"]
+mod bad_clients;
 #[path = "process/bad_input.rs"]
 mod bad_input;
 #[path = "process/disk.rs"]
 mod disk;
+#[path = "process/limits.rs"]
+mod limits;
 #[path = "process/membership.rs"]
 mod membership;
 #[path = "process/tcp_gateway.rs"]

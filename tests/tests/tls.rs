@@ -5,6 +5,8 @@
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
+#[path = "tls/authentication.rs"]
+mod authentication;
 #[path = "tls/discovery.rs"]
 mod discovery;
 #[path = "tls/listeners.rs"]

@@ -132,6 +132,14 @@ impl AuthManager {
         }
     }
 
+    /// The user that credentials stand for, if that is known now.
+    pub fn known_user(&self, credentials: &Credentials) -> Option<Arc<str>> {
+        match self.look_up(credentials) {
+            LookUp::Known(identity) if !identity.username.is_empty() => Some(identity.username),
+            _ => None,
+        }
+    }
+
     fn look_up_token(&self, token: &str) -> LookUp {
         match &self.tokens {
             TokenProvider::Simple(tokens) => {

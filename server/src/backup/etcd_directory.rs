@@ -230,7 +230,7 @@ pub fn import_at_start(config: &Config, is_new: bool) -> Result<(), ImportError>
             wal_directory: config.wal_dir.as_deref(),
             engine: config.engine,
         };
-        let Imported { numbers } = import(&database, &member, &target)?;
+        let Imported { numbers } = import(&database, &member, &target, &mut |_| {})?;
         tracing::info!(
             revision = numbers.revision,
             "compact-revision" = numbers.compact_revision,

@@ -114,7 +114,8 @@ pub struct Target<'a> {
     pub engine: Engine,
 }
 
-/// Makes the member's directory from the database.
+/// Makes the member's directory from the database. `progress` is told how many bytes were copied since
+/// it was told last.
 ///
 /// # Errors
 /// See [`ImportError`].
@@ -122,6 +123,7 @@ pub fn import(
     database: &BoltFile,
     member: &NewMember,
     target: &Target<'_>,
+    progress: &mut dyn FnMut(u64),
 ) -> Result<Imported, ImportError> {
     let staging = target.member_directory.join(STAGING);
     // What an import that did not finish has left is of no use to anybody.
@@ -135,7 +137,7 @@ pub fn import(
         remove(&staging)?;
     }
     fs::create_dir(&staging).map_err(io_error("create", &staging))?;
-    let imported = fill_engine(database, member, target.engine, &staging)?;
+    let imported = fill_engine(database, member, target.engine, &staging, progress)?;
     match target.wal_directory {
         Some(directory) => make_log_elsewhere(member, directory)?,
         None => {
@@ -227,10 +229,11 @@ fn fill_engine(
     member: &NewMember,
     kind: Engine,
     staging: &Path,
+    progress: &mut dyn FnMut(u64),
 ) -> Result<Imported, ImportError> {
     let engines = EngineDirectory::new(kind, staging)?;
     let engine = engines.open()?;
-    let numbers = copy(database, member, &engine)?;
+    let numbers = copy(database, member, &engine, progress)?;
     if !engine.is_persistent() {
         let applied = applied_state(member);
         let directory = engines.new_snapshot_directory(member.position.index)?;
@@ -245,6 +248,7 @@ fn copy(
     database: &BoltFile,
     member: &NewMember,
     engine: &SharedEngine,
+    progress: &mut dyn FnMut(u64),
 ) -> Result<StoreNumbers, ImportError> {
     let compactions = Compactions::read(database)?;
     let mut compact_revision = compactions.scheduled.max(compactions.finished);
@@ -259,7 +263,7 @@ fn copy(
     }
     let applied = applied_position::encode(&applied_state(member));
     importer.row(Table::Meta, Bytes::from_static(APPLIED_KEY), applied);
-    copy_history(database, &mut importer)?;
+    copy_history(database, &mut importer, progress)?;
     if let Some(revision) = bumped {
         importer.record(Revision::new(revision, 0), false, Bytes::new())?;
     }
@@ -414,10 +418,15 @@ fn copy_small_buckets(database: &BoltFile, importer: &mut Importer) -> Result<()
     Ok(())
 }
 
-fn copy_history(database: &BoltFile, importer: &mut Importer) -> Result<(), ImportError> {
+fn copy_history(
+    database: &BoltFile,
+    importer: &mut Importer,
+    progress: &mut dyn FnMut(u64),
+) -> Result<(), ImportError> {
     for_each(database, "key", |key, value| {
         let (revision, tombstone) = revision_of(database, key)?;
         importer.record(revision, tombstone, Bytes::copy_from_slice(value))?;
+        progress((key.len() + value.len()) as u64);
         Ok(())
     })
 }

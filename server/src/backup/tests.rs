@@ -183,7 +183,7 @@ fn import_into(engine: Engine, file: &Path, folder: &Path) -> Vec<String> {
         wal_directory: None,
         engine,
     };
-    import(&database, &new_member(), &target).expect("an intact file");
+    import(&database, &new_member(), &target, &mut |_| {}).expect("an intact file");
     offline::problems_of(folder).expect("an intact directory")
 }
 

@@ -414,6 +414,14 @@ pub static OPTIONS: &[OptionSpec] = &{
         O::new(G::MetaStore, "engine", K::Choice(&["rocksdb", "memory"]), "rocksdb", "Where the data lives: on disk in RocksDB, or in memory with the log and a snapshot file on disk."),
         O::new(G::MetaStore, "enable-http-api", K::Boolean, "true", "Serve the plain HTTP API under /kv/."),
         O::new(G::MetaStore, "client-threads", K::Unsigned, "0", "Threads that serve clients.").unit("threads").empty("0 = as many as there are processors"),
+        O::new(G::MetaStore, "client-max-watches", K::Unsigned, "0", "Most watches that one client, a user or else an address, may have.")
+            .unit("watches").empty("0 = no limit"),
+        O::new(G::MetaStore, "client-max-streams", K::Unsigned, "0", "Most streams (watches, keep-alives, snapshots, observations) that one client may have open.")
+            .unit("streams").empty("0 = no limit"),
+        O::new(G::MetaStore, "client-max-inflight-bytes", K::Unsigned, "0", "Most bytes that requests of one client and answers that it has not taken yet may have; a single request always passes.")
+            .unit("bytes").empty("0 = no limit"),
+        O::new(G::MetaStore, "max-list-bytes", K::Unsigned, "0", "Most bytes that all large lists together may have in memory, several times --client-max-inflight-bytes; others wait, at most as long as a request may take.")
+            .unit("bytes").empty("0 = no limit"),
         // Unsafe
         O::new(G::Unsafe, "force-new-cluster", K::Boolean, "false", "Start a cluster of one from the data of a member whose cluster lost its majority. Unsafe while another member may still run."),
         O::new(G::Unsafe, "unsafe-no-fsync", K::Boolean, "false", "Do not wait for the disk: a power failure loses acknowledged data.")

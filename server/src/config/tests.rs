@@ -613,3 +613,96 @@ fn every_flag_of_etcd_is_known() {
         assert!(settings::Target::find(flag).is_some(), "--{flag}");
     }
 }
+
+/// Whatever stands on the command line or in the environment gives a configuration or a reason.
+#[test]
+fn mutated_command_lines_are_read_or_refused() {
+    let corpus: [&[u8]; 5] = [
+        b"--name=a\n--data-dir\n/x\n--listen-client-urls=http://127.0.0.1:2379,https://[::1]:1\n--advertise-client-urls=http://a:2379",
+        b"-heartbeat-interval=100\n-election-timeout\n1000\n--quota-backend-bytes=-1\n--snapshot-count=3",
+        b"--initial-cluster=default=http://localhost:2380,b=http://b:2380,b=http://c:2380\n--initial-cluster-state=existing\n--force-new-cluster",
+        b"--auto-compaction-mode=revision\n--auto-compaction-retention=1h30m\n--feature-gates=AllAlpha=true,CompactHashCheck=false\n--log-level=debug",
+        b"ETCD_NAME=x\nETCD_CERT_FILE=a\nETCD_CIPHER_SUITES=TLS_AES_128_GCM_SHA256\n--auth-token=jwt,sign-method=RS256,ttl=10m",
+    ];
+    let mut words: Vec<Vec<u8>> = OPTIONS
+        .iter()
+        .map(|option| format!("\n--{}=", option.name).into_bytes())
+        .collect();
+    for word in [
+        "\n",
+        "=",
+        ",",
+        "-1",
+        "0",
+        "true",
+        "9223372036854775808",
+        "1e9h",
+        "http://",
+        "unix:///x",
+        "[::",
+        ":0",
+        "\nETCD_",
+    ] {
+        words.push(word.as_bytes().to_vec());
+    }
+    let words: Vec<&[u8]> = words.iter().map(Vec::as_slice).collect();
+    crate::mutation::mutated(&corpus, &words, |input| {
+        let text = String::from_utf8_lossy(input).into_owned();
+        // A file that it names would be read.
+        if text.contains("config-file") || text.contains("CONFIG_FILE") {
+            return;
+        }
+        let (variables, arguments): (Vec<&str>, Vec<&str>) =
+            text.split('\n').partition(|line| line.starts_with("ETCD_"));
+        let environment: Vec<(&str, &str)> = variables
+            .iter()
+            .filter_map(|line| line.split_once('='))
+            .collect();
+        match parse_as("metastore", &arguments, &environment) {
+            Ok(Parsed::Start { config, .. }) => drop(config.effective()),
+            Ok(_) => {}
+            Err(error) => assert!(!error.to_string().trim().is_empty(), "no reason"),
+        }
+    });
+}
+
+/// Whatever stands in the configuration file gives a configuration or a reason.
+#[test]
+fn mutated_files_are_read_or_refused() {
+    let corpus: [&[u8]; 4] = [
+        b"name: a\ndata-dir: /x\nlisten-client-urls: http://127.0.0.1:2379\nadvertise-client-urls: http://a:1\nquota-backend-bytes: 0\n",
+        b"client-transport-security:\n  cert-file: a\n  key-file: b\n  client-cert-auth: true\n  allowed-hostname: [a, b]\npeer-transport-security: {auto-tls: true}\n",
+        b"{\"name\": \"a\", \"election-timeout\": 1000, \"feature-gates\": \"AllBeta=true\", \"log-outputs\": [stderr]}",
+        b"auto-compaction-retention: \"1h\"\nwatch-progress-notify-interval: 5000000000\ncors: '*'\nanchor: &a {b: *a}\n",
+    ];
+    let words: [&[u8]; 18] = [
+        b"\n  ",
+        b": ",
+        b"- ",
+        b"&a ",
+        b"*a",
+        b"!!binary ",
+        b"|\n",
+        b">\n",
+        b"'",
+        b"\"",
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b"---\n",
+        b"null",
+        b"0o17",
+        b"? ",
+    ];
+    crate::mutation::mutated(&corpus, &words, |input| {
+        let Ok(text) = std::str::from_utf8(input) else {
+            return;
+        };
+        let mut notices = Vec::new();
+        if let Ok(settings) = file::parse(text, &mut notices) {
+            // What can be read can be checked.
+            let _ = validate::check("metastore", settings, true, &mut notices);
+        }
+    });
+}

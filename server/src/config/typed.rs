@@ -144,6 +144,14 @@ pub struct Config {
     pub engine: Engine,
     /// `--client-threads`, never 0.
     pub client_threads: usize,
+    /// `--client-max-watches`; 0 means no limit.
+    pub client_max_watches: u64,
+    /// `--client-max-streams`; 0 means no limit.
+    pub client_max_streams: u64,
+    /// `--client-max-inflight-bytes`; 0 means no limit.
+    pub client_max_inflight_bytes: u64,
+    /// `--max-list-bytes`; 0 means no limit.
+    pub max_list_bytes: u64,
     /// `--unsafe-no-fsync`.
     pub unsafe_no_fsync: bool,
 
@@ -295,6 +303,10 @@ impl Config {
                 "memory" => Engine::Memory,
                 _ => Engine::RocksDb,
             },
+            client_max_watches: settings.unsigned("client-max-watches"),
+            client_max_streams: settings.unsigned("client-max-streams"),
+            client_max_inflight_bytes: settings.unsigned("client-max-inflight-bytes"),
+            max_list_bytes: settings.unsigned("max-list-bytes"),
             client_threads: match saturating(settings.unsigned("client-threads")) {
                 0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
                 threads => threads,

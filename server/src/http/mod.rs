@@ -3,6 +3,7 @@
 //! * [`access`]: which hosts and origins may ask.
 //! * [`gateway`]: etcd's API as JSON under `/v3/`.
 //! * [`health`]: `/health`, `/livez`, `/readyz`.
+//! * [`mux`]: what paths are before somebody answers them.
 //! * [`rest`]: the plain HTTP API under `/kv/` and `/leases/`.
 //!
 //! `/version` and, among peers, `/members` are here.
@@ -11,6 +12,7 @@ mod access;
 mod answer;
 mod gateway;
 mod health;
+mod mux;
 mod rest;
 
 mod debug;
@@ -37,6 +39,10 @@ use crate::version;
 /// Etcd's words to a client of the gateway whose certificate names a user.
 const CERTIFICATE_IGNORED: &str = "CommonName of client sending a request against gateway will be \
     ignored and not used as expected";
+/// Where a port of clients or members tells the versions.
+pub const VERSION_PATH: &str = "/version";
+/// Where a peer port tells whether the cluster is being downgraded.
+pub const DOWNGRADE_ENABLED_PATH: &str = "/downgrade/enabled";
 /// Header that names the cluster on peer answers.
 pub const CLUSTER_ID_HEADER: &str = "x-etcd-cluster-id";
 /// Header that names the version on peer answers.
@@ -115,8 +121,16 @@ impl HttpService {
         routes: HttpRoutes,
         secure: bool,
     ) -> Response<ResponseBody> {
+        let is_ours = self.rest.is_some() && rest::owns(request.uri().path());
+        if !is_ours && let Some(answer) = mux::malformed(&request) {
+            return answer.map(ResponseBody::Plain);
+        }
         if routes == HttpRoutes::Metrics {
-            return self.metrics_port(&request).await.map(ResponseBody::Plain);
+            let answer = match mux::admit(&mut request, &[]) {
+                Some(answer) => answer,
+                None => self.metrics_port(&request).await,
+            };
+            return answer.map(ResponseBody::Plain);
         }
         access::rename_beta_path(&mut request);
         if let Some(refusal) = self.access.refusal(&request, secure) {
@@ -135,11 +149,24 @@ impl HttpService {
                 rest::allow_headers(preflight.headers_mut());
             }
             preflight
+        } else if let Some(answer) = self.admit(&mut request) {
+            answer.map(ResponseBody::Plain)
         } else {
             self.client_port(request).await
         };
         self.access.allow_origin(origin, response.headers_mut());
         response
+    }
+
+    /// What Go's mux does before it looks for a handler. The plain HTTP API has no counterpart there.
+    fn admit(&self, request: &mut Request<Incoming>) -> Option<Answer> {
+        if self.rest.is_some() && rest::owns(request.uri().path()) {
+            return None;
+        }
+        let pprof = self.node.config.enable_pprof.then_some("/debug/pprof/");
+        let gateway = self.gateway.is_some().then_some(gateway::PREFIX);
+        let trees: Vec<&str> = gateway.into_iter().chain(pprof).collect();
+        mux::admit(request, &trees)
     }
 
     /// Whether a request to the gateway comes with a certificate that names a user. The gateway calls
@@ -168,8 +195,8 @@ impl HttpService {
             return rest.call(request).await;
         }
         let answer = match path {
-            "/version" if request.method() != Method::GET => method_not_allowed("GET"),
-            "/version" => self.version(),
+            VERSION_PATH if request.method() != Method::GET => method_not_allowed("GET"),
+            VERSION_PATH => self.version(),
             path if path.starts_with("/debug/") => debug::answer(&self.node, &request).await,
             _ => self.metrics_port(&request).await,
         };
@@ -191,8 +218,11 @@ impl HttpService {
     /// Answers a request on the peer port.
     pub fn call_peer(&self, request: &Request<Incoming>) -> Answer {
         let mut answer = match request.uri().path() {
-            "/version" if request.method() != Method::GET => method_not_allowed("GET"),
-            "/version" => self.version(),
+            VERSION_PATH | DOWNGRADE_ENABLED_PATH if request.method() != Method::GET => {
+                method_not_allowed("GET")
+            }
+            VERSION_PATH => self.version(),
+            DOWNGRADE_ENABLED_PATH => self.downgrade_enabled(),
             "/members" if request.method() == Method::GET => self.members(),
             "/members" => method_not_allowed("GET"),
             _ => not_found(),
@@ -222,6 +252,14 @@ impl HttpService {
                 .map_or_else(|| "unknown".to_owned(), |version| version.to_string())
         );
         text(StatusCode::OK, "application/json", body)
+    }
+
+    /// What this member knows. etcd asks for a quorum first, and a second member that joins waits until that
+    /// question has timed out: there is no quorum without it.
+    fn downgrade_enabled(&self) -> Answer {
+        let directory = self.node.application.directory.current();
+        let enabled = directory.downgrade_target.is_some().to_string();
+        text(StatusCode::OK, "text/plain", enabled)
     }
 
     fn members(&self) -> Answer {

@@ -3,7 +3,9 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,7 +16,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use metastore_consensus::Rewound;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::Services;
@@ -35,8 +37,10 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(300);
 /// Decoded size of the headers of one HTTP/2 request. Tokens are the largest that anybody sends; a
 /// compressed header can stand for thousands of times its own size, so there has to be an end.
 const HEADER_LIST_BYTES_MAX: u32 = 64 * 1024;
-/// How often a look at first bytes that say nothing yet is repeated.
-const PEEK_INTERVAL: Duration = Duration::from_millis(5);
+/// Reads of a connection after which the others of its thread get their turn. A client that sends without
+/// end is decoded without end otherwise: tokio's own limit is 128 reads, each of which may hold hundreds
+/// of requests.
+const READS_IN_A_ROW_MAX: u8 = 16;
 /// The first bytes of HTTP/2.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The first byte of a TLS handshake.
@@ -125,23 +129,14 @@ fn classify(first: &[u8]) -> Option<Protocol> {
     }
 }
 
-/// Looks at the first bytes without taking them.
-async fn peek(stream: &TcpStream) -> io::Result<Protocol> {
+/// Looks at the first bytes without taking them; nothing when more are needed. To look again would be
+/// to look again and again: a peek returns at once while there is anything to see.
+async fn peek(stream: &TcpStream) -> io::Result<Option<Protocol>> {
     let mut first = [0; PREFACE.len()];
-    let look = async {
-        loop {
-            let length = stream.peek(&mut first).await?;
-            if length == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            if let Some(protocol) = classify(&first[..length]) {
-                return Ok(protocol);
-            }
-            // A peek returns at once while there is anything to see.
-            tokio::time::sleep(PEEK_INTERVAL).await;
-        }
-    };
-    within_header_timeout(look).await
+    match within_header_timeout(stream.peek(&mut first)).await? {
+        0 => Err(io::ErrorKind::UnexpectedEof.into()),
+        length => Ok(classify(&first[..length])),
+    }
 }
 
 /// Reads the first bytes; they are put back in front of the stream.
@@ -196,18 +191,98 @@ pub(super) async fn serve(
 type Ended = Result<(), String>;
 
 async fn serve_tcp(stream: TcpStream, endpoint: &ClientEndpoint, serving: &Serving) -> Ended {
+    let address = stream.peer_addr();
     if endpoint.insecure {
-        let protocol = peek(&stream).await.map_err(|error| error.to_string())?;
-        match protocol {
-            Protocol::Tls => {}
-            plain => {
-                let remote = stream.peer_addr().ok();
+        match peek(&stream).await.map_err(|error| error.to_string())? {
+            Some(Protocol::Tls) => {}
+            Some(plain) => {
+                let remote = address.ok();
                 return serve_http(stream, plain, remote, None, endpoint, serving).await;
             }
+            // Who sends the first bytes one by one.
+            None => return Box::pin(serve_read(stream, address, endpoint, serving)).await,
         }
     }
-    let remote = Remote::tcp(stream.peer_addr());
-    serve_tls(stream, &remote, endpoint, serving).await
+    serve_tls(stream, &Remote::tcp(address), endpoint, serving).await
+}
+
+/// Serves a connection whose first bytes have to be read to know what it speaks.
+async fn serve_read(
+    stream: TcpStream,
+    address: io::Result<SocketAddr>,
+    endpoint: &ClientEndpoint,
+    serving: &Serving,
+) -> Ended {
+    let (protocol, stream) = read_first(stream)
+        .await
+        .map_err(|error| error.to_string())?;
+    match protocol {
+        Protocol::Tls => serve_tls(stream, &Remote::tcp(address), endpoint, serving).await,
+        plain => serve_http(stream, plain, address.ok(), None, endpoint, serving).await,
+    }
+}
+
+/// A stream that lets others have their turn.
+struct Fair<S> {
+    stream: S,
+    reads: u8,
+}
+
+impl<S> Fair<S> {
+    fn new(stream: S) -> Self {
+        Self { stream, reads: 0 }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Fair<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.reads == READS_IN_A_ROW_MAX {
+            this.reads = 0;
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let polled = Pin::new(&mut this.stream).poll_read(context, buffer);
+        this.reads = match polled {
+            Poll::Ready(_) => this.reads + 1,
+            Poll::Pending => 0,
+        };
+        polled
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Fair<S> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
+    }
 }
 
 async fn serve_unix<S>(stream: S, endpoint: &ClientEndpoint, serving: &Serving) -> Ended
@@ -307,7 +382,7 @@ where
             .call(request, remote, traffic)
             .map(Ok::<_, Infallible>)
     });
-    let io = TokioIo::new(stream);
+    let io = TokioIo::new(Fair::new(stream));
     let options = &serving.options;
     match protocol {
         Protocol::Http2 => {

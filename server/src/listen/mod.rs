@@ -21,6 +21,7 @@ use hyper::body::Incoming;
 use metastore_consensus::completion::Mailbox;
 use tokio::sync::mpsc;
 
+use crate::client_limits::ClientAddress;
 use crate::http::{HttpRoutes, HttpService};
 use crate::node::Node;
 use crate::rpc::compression;
@@ -51,6 +52,10 @@ impl Services {
         traffic: Traffic,
     ) -> BoxFuture<'static, Response<ResponseBody>> {
         if !is_grpc(&request) || matches!(traffic, Traffic::Http | Traffic::Metrics) {
+            let mut request = request;
+            if let Some(remote) = remote {
+                request.extensions_mut().insert(ClientAddress(remote));
+            }
             return Arc::clone(self).call_http(request, traffic).boxed();
         }
         if compression::is_announced(&request) {

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use super::progress::Progress;
 use super::restore::{Restored, open, refuse_existing};
 use super::{Failure, MigrateArguments};
 use crate::backup::etcd_directory::EtcdDirectory;
@@ -37,7 +38,11 @@ fn from_etcd(arguments: &MigrateArguments, etcd: &Path) -> Result<(), Failure> {
         wal_directory: arguments.wal_dir.as_deref(),
         engine: arguments.engine,
     };
-    let imported = import(&database, &member, &target)?;
+    let mut progress = Progress::of(database.database_bytes());
+    let imported = import(&database, &member, &target, &mut |bytes| {
+        progress.add(bytes)
+    })?;
+    drop(progress);
     tracing::info!(
         "data-dir" = %arguments.data_dir.display(),
         "member-id" = format!("{:x}", member.identity.member_id),

@@ -6,6 +6,7 @@ mod data_directory;
 mod hash_kv;
 mod migrate;
 mod print;
+mod progress;
 mod restore;
 mod status;
 mod verify;

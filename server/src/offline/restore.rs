@@ -8,6 +8,7 @@ use metastore_backup_file::digest::{self, DigestCheck};
 use metastore_consensus::state_machine::LogPosition;
 use metastore_proto::internal::MemberRecord;
 
+use super::progress::Progress;
 use super::{EXIT_ERROR, Failure, MemberArguments, RestoreArguments};
 use crate::backup::etcd_directory::{read_members, seeds};
 use crate::backup::etcd_output::make_directory;
@@ -49,7 +50,14 @@ pub(super) fn run(arguments: &RestoreArguments) -> Result<(), Failure> {
         wal_directory: wal_dir.as_deref(),
         engine: *engine,
     };
-    let imported = import(&database, &restored.new_member(&database, member)?, &target)?;
+    let mut progress = Progress::of(database.database_bytes());
+    let imported = import(
+        &database,
+        &restored.new_member(&database, member)?,
+        &target,
+        &mut |bytes| progress.add(bytes),
+    )?;
+    drop(progress);
     tracing::info!(
         "data-dir" = %data_directory.display(),
         "member-id" = format!("{:x}", restored.member_id),

@@ -4,6 +4,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::{FutureExt, Stream, StreamExt};
 use http::request::Parts;
@@ -28,6 +29,7 @@ use super::services::RequestBody;
 use super::unary::{self, CallOptions, ResponseBody};
 use super::{OnLearner, check_call, check_stream, credentials};
 use crate::auth::Credentials;
+use crate::client_limits::{ListBudget, ListShare};
 use crate::error::RequestError;
 use crate::node::Node;
 use crate::observe::metrics::grpc::{self, method};
@@ -70,6 +72,26 @@ impl Method {
     }
 }
 
+/// What a call has of the budget of large lists, until its answer has been sent.
+type Held = parking_lot::Mutex<Option<ListShare>>;
+
+/// Calls that may have something of the budget.
+trait Holding: Future<Output = Response<ResponseBody>> + Send + Sized + 'static {
+    /// The call; its answer has what the call had.
+    fn hold(self, held: Option<Arc<Held>>) -> BoxFuture<'static, Response<ResponseBody>> {
+        let Some(held) = held else {
+            return self.boxed();
+        };
+        self.map(move |response| match held.lock().take() {
+            None => response,
+            Some(share) => response.map(|body| body.holding(share)),
+        })
+        .boxed()
+    }
+}
+
+impl<F: Future<Output = Response<ResponseBody>> + Send + 'static> Holding for F {}
+
 /// The KV service of a member.
 #[derive(Clone)]
 pub struct KeyValueService {
@@ -94,11 +116,12 @@ impl KeyValueService {
         &self,
         request: RangeRequest,
         credentials: &Credentials,
+        held: Option<&Held>,
     ) -> Result<RangeResponse, RequestError> {
         validate::range(&request)?;
         let started = Instant::now();
         let attributes = range_attributes(&request);
-        let answer = pin!(self.range_checked(request, credentials, started));
+        let answer = pin!(self.range_checked(request, credentials, held, started));
         let result = traces::in_span("range", attributes, answer).await;
         METRICS
             .request_duration
@@ -110,6 +133,7 @@ impl KeyValueService {
         &self,
         request: RangeRequest,
         credentials: &Credentials,
+        held: Option<&Held>,
         started: Instant,
     ) -> Result<RangeResponse, RequestError> {
         if !request.serializable {
@@ -122,7 +146,7 @@ impl KeyValueService {
             })
             .await?;
         let reading = Instant::now();
-        let result = self.read(&request).await;
+        let result = self.read(&request, held).await;
         observe_range(reading, result.is_ok());
         self.node.check_unchanged(identity.as_ref())?;
         let mut response = result?;
@@ -134,13 +158,75 @@ impl KeyValueService {
         Ok(response)
     }
 
-    async fn read(&self, request: &RangeRequest) -> Result<RangeResponse, RequestError> {
-        let reader = self.node.reader();
+    async fn read(
+        &self,
+        request: &RangeRequest,
+        held: Option<&Held>,
+    ) -> Result<RangeResponse, RequestError> {
         if is_small(request) {
-            return Ok(reader.range(request)?);
+            return Ok(self.node.reader().range(request)?);
         }
+        if let Some(budget) = &self.node.list_budget
+            && !request.count_only
+        {
+            let ranges = std::slice::from_ref(request).iter();
+            Box::pin(self.admit_lists(budget, ranges, held)).await?;
+        }
+        let reader = self.node.reader();
         let request = request.clone();
-        Box::pin(blocking(move || Ok(reader.range(&request)?))).await
+        let response = Box::pin(blocking(move || Ok(reader.range(&request)?))).await?;
+        if let (Some(budget), Some(held)) = (&self.node.list_budget, held)
+            && let Some(share) = &mut *held.lock()
+        {
+            budget.settle(
+                share,
+                response.kvs.len() as u64,
+                response.encoded_len() as u64,
+            );
+        }
+        Ok(response)
+    }
+
+    /// Waits until there is room for the lists of a request.
+    async fn admit_lists<'a>(
+        &self,
+        budget: &ListBudget,
+        ranges: impl Iterator<Item = &'a RangeRequest> + Send,
+        held: Option<&Held>,
+    ) -> Result<(), RequestError> {
+        let reader = self.node.reader();
+        let count = |key: &Bytes, range_end: &Bytes| {
+            let request = RangeRequest {
+                key: key.clone(),
+                range_end: range_end.clone(),
+                count_only: true,
+                ..RangeRequest::default()
+            };
+            Ok::<_, RequestError>(u64::try_from(reader.range(&request)?.count).unwrap_or(0))
+        };
+        let mut keys = 0_u64;
+        for range in ranges.filter(|range| !is_small(range)) {
+            let found = count(&range.key, &range.range_end)?;
+            let limit = match u64::try_from(range.limit) {
+                Ok(limit @ 1..) => limit,
+                _ => u64::MAX,
+            };
+            keys = keys.saturating_add(found.min(limit));
+        }
+        let everything = Bytes::from_static(b"\0");
+        let all = count(&everything, &everything)?;
+        let size = self.node.application.space.used_bytes();
+        let bytes_per_key = size.checked_div(all).unwrap_or(0);
+        let limit = self.node.request_timeout();
+        match tokio::time::timeout(limit, budget.admit(keys, bytes_per_key)).await {
+            Ok(share) => {
+                if let Some(held) = held {
+                    *held.lock() = share;
+                }
+                Ok(())
+            }
+            Err(_) => Err(EtcdError::RequestTooManyRequests.into()),
+        }
     }
 
     /// Put.
@@ -203,11 +289,12 @@ impl KeyValueService {
         &self,
         request: TxnRequest,
         credentials: &Credentials,
+        held: Option<&Held>,
     ) -> Result<TxnResponse, RequestError> {
         self.node.check_quota(quota::txn_cost(&request)).await?;
         validate::txn(&request, self.node.config.max_txn_ops)?;
         let attributes = traces::is_on().then(|| txn_attributes(&request));
-        let answer = pin!(self.txn_checked(request, credentials));
+        let answer = pin!(self.txn_checked(request, credentials, held));
         traces::in_span("txn", || attributes.unwrap_or_default(), answer).await
     }
 
@@ -215,6 +302,7 @@ impl KeyValueService {
         &self,
         request: TxnRequest,
         credentials: &Credentials,
+        held: Option<&Held>,
     ) -> Result<TxnResponse, RequestError> {
         let started = Instant::now();
         let mut response = if validate::is_read_only(&request) {
@@ -223,6 +311,10 @@ impl KeyValueService {
             }
             let reader = self.node.reader();
             let identity = self.authorize_txn(&request, &reader, credentials).await?;
+            if let Some(budget) = &self.node.list_budget {
+                let ranges = ranges_of(&request);
+                Box::pin(self.admit_lists(budget, ranges, held)).await?;
+            }
             let request = Arc::new(request);
             let shared = Arc::clone(&request);
             let reading = Instant::now();
@@ -304,6 +396,15 @@ impl KeyValueService {
         response.header = Some(self.node.header());
         Ok(response)
     }
+}
+
+/// The ranges of a transaction, those of nested ones left out: it has none if it only reads.
+fn ranges_of(request: &TxnRequest) -> impl Iterator<Item = &RangeRequest> {
+    let operations = request.success.iter().chain(&request.failure);
+    operations.filter_map(|operation| match operation.request.as_ref()? {
+        request_op::Request::RequestRange(range) => Some(range),
+        _ => None,
+    })
 }
 
 /// What etcd's span of a range tells; the texts are put together only while tracing is on.
@@ -397,6 +498,9 @@ impl KeyValueService {
         options: CallOptions,
     ) -> BoxFuture<'static, Response<ResponseBody>> {
         let service = self.clone();
+        // Made only where lists are limited.
+        let held: Option<Arc<Held>> = self.node.list_budget.as_ref().map(|_| Arc::default());
+        let taken = held.clone();
         match method {
             Method::Range => unary::serve(
                 &method::RANGE,
@@ -409,10 +513,10 @@ impl KeyValueService {
                         OnLearner::Refused
                     };
                     let credentials = service.admit(&parts, on_learner)?;
-                    Ok(service.range(range, &credentials).await?)
+                    Ok(service.range(range, &credentials, taken.as_deref()).await?)
                 },
             )
-            .boxed(),
+            .hold(held),
             Method::Put => unary::serve(&method::PUT, request, options, |parts, put| async move {
                 let credentials = service.admit(&parts, OnLearner::Refused)?;
                 Ok(service.put(put, &credentials).await?)
@@ -420,9 +524,9 @@ impl KeyValueService {
             .boxed(),
             Method::Txn => unary::serve(&method::TXN, request, options, |parts, txn| async move {
                 let credentials = service.admit(&parts, OnLearner::Refused)?;
-                Ok(service.txn(txn, &credentials).await?)
+                Ok(service.txn(txn, &credentials, taken.as_deref()).await?)
             })
-            .boxed(),
+            .hold(held),
             Method::DeleteRange => unary::serve(
                 &method::DELETE_RANGE,
                 request,
@@ -444,6 +548,10 @@ impl KeyValueService {
             )
             .boxed(),
             Method::RangeStream => {
+                let share = match options.stream_share(&request) {
+                    Ok(share) => share,
+                    Err(status) => return std::future::ready(unary::failure(status)).boxed(),
+                };
                 let streaming = RangeStreaming(service);
                 grpc::observe(&method::RANGE_STREAM, request, move |request| async move {
                     Grpc::new(SmallBufferCodec::default())
@@ -451,7 +559,7 @@ impl KeyValueService {
                         .server_streaming(streaming, request)
                         .await
                 })
-                .map(|answer| answer.map(ResponseBody::Counted))
+                .map(|answer| answer.map(|body| ResponseBody::Counted(body.holding(share))))
                 .boxed()
             }
             Method::Unknown => {
@@ -578,7 +686,7 @@ mod tests {
         for (name, bytes) in [
             (
                 "range",
-                bytes_of_answer(|service, range| service.range(range, credentials)),
+                bytes_of_answer(|service, range| service.range(range, credentials, None)),
             ),
             (
                 "put",
@@ -586,7 +694,7 @@ mod tests {
             ),
             (
                 "txn",
-                bytes_of_answer(|service, txn| service.txn(txn, credentials)),
+                bytes_of_answer(|service, txn| service.txn(txn, credentials, None)),
             ),
         ] {
             eprintln!("{name}: {bytes}");

@@ -29,8 +29,9 @@ use super::lock::LockService;
 use super::maintenance::MaintenanceService;
 use super::unary::{self, CallOptions, ResponseBody};
 use super::watch::WatchService;
+use crate::client_limits::ClientAddress;
 use crate::node::Node;
-use crate::observe::metrics::grpc;
+use crate::observe::metrics::grpc::{self, CallType};
 use crate::slow_requests::{self, RequestStats};
 
 const KEY_VALUE_PATH: &str = "/etcdserverpb.KV/";
@@ -92,6 +93,7 @@ impl BaseServices {
                 bytes_max: receive_max,
                 warning_duration: node().config.warning_unary_request_duration,
                 remote: None,
+                limited: node().client_limits.is_some().then(node),
             },
         }
     }
@@ -105,7 +107,7 @@ impl BaseServices {
     ) -> BoxFuture<'static, Response<ResponseBody>> {
         let options = CallOptions {
             remote,
-            ..self.options
+            ..self.options.clone()
         };
         if let Some(method) = request.uri().path().strip_prefix(KEY_VALUE_PATH) {
             let method = key_value::Method::parse(method);
@@ -113,7 +115,7 @@ impl BaseServices {
         }
         if let Some(method) = request.uri().path().strip_prefix(WATCH_PATH) {
             let known = method == "Watch";
-            return std::future::ready(self.watch.call(request, known)).boxed();
+            return std::future::ready(self.watch.call(request, known, &options)).boxed();
         }
         counted(self.clone(), request, options).boxed()
     }
@@ -137,9 +139,18 @@ async fn counted<B: RequestBody>(
     let path = request.uri().path().to_owned();
     let started = Instant::now();
     let answer = match grpc::find(&path) {
-        Some(method) => grpc::observe(method, request, |request| services.serve(request))
-            .await
-            .map(ResponseBody::Counted),
+        Some(method) => {
+            let share = match method.call_type() {
+                CallType::Unary => None,
+                _ => match options.stream_share(&request) {
+                    Ok(share) => share,
+                    Err(status) => return unary::failure(status),
+                },
+            };
+            grpc::observe(method, request, |request| services.serve(request))
+                .await
+                .map(|body| ResponseBody::Counted(body.holding(share)))
+        }
         None if grpc::has_service(service_name(&request)) => unary::unknown_method(&path),
         None => {
             let text = format!("unknown service {}", service_name(&request));
@@ -221,9 +232,14 @@ impl GrpcServices {
         if !request.uri().path().starts_with("/v3") {
             return self.base.call(request, remote);
         }
+        let mut request = request;
+        if let Some(remote) = remote {
+            // The calls that these services make count for their client.
+            request.extensions_mut().insert(ClientAddress(remote));
+        }
         let options = CallOptions {
             remote,
-            ..self.base.options
+            ..self.base.options.clone()
         };
         counted(self.clone(), request, options).boxed()
     }

@@ -4,21 +4,26 @@
 //! errors of the framing itself (too large, compressed) get the codes and texts that grpc-go sends.
 //! Streams and rare calls use tonic.
 
+use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
+use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Request, Response, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt;
+use metastore_proto::error_text::EtcdError;
 use prost::Message;
 use prost::encoding::{DecodeContext, WireType, decode_key, skip_field};
 use tonic::{Code, Status};
 
 use super::services::RequestBody;
+use crate::client_limits::{ClientKey, ClientLimits, HeldBytes, Resource, Share};
+use crate::node::Node;
 use crate::observe::metrics::grpc::{AnswerBody, Call, Method};
 use crate::slow_requests::{self, Loggable, RequestStats};
 
@@ -27,6 +32,9 @@ const PREFIX_BYTES: usize = 5;
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/grpc");
 const STATUS_OK: HeaderValue = HeaderValue::from_static("0");
+/// From this size on a message is not kept until its answer. Below it, keeping it is cheaper than
+/// putting together what the log might tell.
+const LARGE_MESSAGE_BYTES: usize = 16 * 1024;
 
 /// The body of an answer on the client port.
 pub enum ResponseBody {
@@ -99,6 +107,19 @@ impl HttpBody for ResponseBody {
             Self::Plain(body) => body.size_hint(),
             Self::Pieces(body) => body.size_hint(),
         }
+    }
+}
+
+impl ResponseBody {
+    /// Holds this until the message of a unary call has been sent.
+    #[must_use]
+    pub fn holding<T: Send + 'static>(mut self, held: T) -> Self {
+        if let Self::Unary(body) = &mut self
+            && let Some(message) = body.message.take()
+        {
+            body.message = Some(HeldBytes::hold(message, held));
+        }
+        self
     }
 }
 
@@ -236,7 +257,7 @@ fn encode<A: Message>(answer: &A) -> Bytes {
 }
 
 /// What every call of a connection is served with.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone)]
 pub struct CallOptions {
     /// The largest message.
     pub bytes_max: usize,
@@ -244,6 +265,47 @@ pub struct CallOptions {
     pub warning_duration: Duration,
     /// Who called.
     pub remote: Option<SocketAddr>,
+    /// Knows what one client may use; nothing: nobody counts.
+    pub limited: Option<Arc<Node>>,
+}
+
+impl CallOptions {
+    /// Takes what a request of so many bytes has of its client's limit; nothing without one.
+    ///
+    /// # Errors
+    /// `too many requests`.
+    fn in_flight(&self, parts: &Parts, bytes: usize) -> Result<Option<Box<InFlight>>, Status> {
+        match self.client(&parts.headers, &parts.extensions) {
+            None => Ok(None),
+            Some((limits, client)) => Ok(Some(Box::new(InFlight {
+                _request: limits.take(&client, Resource::Bytes, bytes as u64)?,
+                limits,
+                client,
+            }))),
+        }
+    }
+
+    /// Who a request comes from, for the limits; nothing without any.
+    pub fn client(
+        &self,
+        headers: &HeaderMap,
+        extensions: &Extensions,
+    ) -> Option<(Arc<ClientLimits>, ClientKey)> {
+        let node = self.limited.as_ref()?;
+        let limits = Arc::clone(node.client_limits.as_ref()?);
+        Some((limits, node.client_key(headers, extensions, self.remote)))
+    }
+
+    /// Takes a stream of the client's limit.
+    ///
+    /// # Errors
+    /// `too many requests`.
+    pub fn stream_share<B>(&self, request: &Request<B>) -> Result<Option<Share>, Status> {
+        match self.client(request.headers(), request.extensions()) {
+            None => Ok(None),
+            Some((limits, client)) => Ok(Some(limits.take(&client, Resource::Streams, 1)?)),
+        }
+    }
 }
 
 /// Serves one call: reads and decodes the request, runs the handler, frames its answer.
@@ -264,6 +326,11 @@ where
         Ok(message) => message,
         Err(status) => return failure(status),
     };
+    // On the heap, so that calls without limits stay as small as they are.
+    let in_flight = match options.in_flight(&parts, message.len()) {
+        Ok(in_flight) => in_flight,
+        Err(status) => return failure(status),
+    };
     let request = match Q::decode(message.clone()).or_else(|_| decode_known_fields(&message)) {
         Ok(request) => request,
         Err(error) => {
@@ -275,15 +342,26 @@ where
     // As in grpc-go, a request that cannot be read is no call.
     let mut call = Call::start(method, &parts.headers);
     call.received(1, message.len());
+    let kept = Kept::of::<A>(message, &request);
     let started = Instant::now();
     let answer = call.run(pin!(handler(parts, request))).await;
     let took = started.elapsed();
     if took > options.warning_duration {
-        log_slow::<Q, A>(&message, answer.as_ref().ok(), took, options.remote);
+        log_slow(&kept, answer.as_ref().ok(), took, options.remote);
     }
     match answer {
         Ok(answer) => {
-            let answer = encode(&answer);
+            let mut answer = encode(&answer);
+            match in_flight.map(|in_flight| in_flight.take(answer.len())) {
+                None => {}
+                // Until the client has taken the answer.
+                Some(Ok(share)) => answer = HeldBytes::hold(answer, share),
+                Some(Err(error)) => {
+                    let status = Status::from(error);
+                    call.end(status.code());
+                    return failure(status);
+                }
+            }
             call.sent(1, answer.len() - PREFIX_BYTES);
             call.end(Code::Ok);
             success(answer)
@@ -295,17 +373,69 @@ where
     }
 }
 
-/// Logs a slow call. The handler has consumed the request, so it is decoded once more.
+/// What a request has of its client's limit while it is answered.
+struct InFlight {
+    limits: Arc<ClientLimits>,
+    client: ClientKey,
+    _request: Share,
+}
+
+impl InFlight {
+    /// Takes what its answer has, beside the request.
+    fn take(&self, bytes: usize) -> Result<Share, EtcdError> {
+        let Self { limits, client, .. } = self;
+        limits.take(client, Resource::Bytes, bytes as u64)
+    }
+}
+
+/// What is kept of a request while it is answered, for the case that this takes long. The handler
+/// consumes the request itself.
+enum Kept<Q> {
+    /// The message, to be decoded once more.
+    Message(Bytes),
+    /// What the log would tell after either answer: the bytes of a large message are free as soon as
+    /// the handler has encoded its command, not only when the members have agreed on it.
+    Sketches(Box<[Option<RequestStats>; 2]>, PhantomData<Q>),
+}
+
+impl<Q> Kept<Q> {
+    fn of<A>(message: Bytes, request: &Q) -> Self
+    where
+        Q: Loggable<A>,
+    {
+        if message.len() < LARGE_MESSAGE_BYTES {
+            return Self::Message(message);
+        }
+        let sketches = [request.sketch(false), request.sketch(true)];
+        Self::Sketches(Box::new(sketches), PhantomData)
+    }
+
+    fn stats<A>(&self, answer: Option<&A>) -> RequestStats
+    where
+        Q: Message + Default + Loggable<A>,
+    {
+        match self {
+            Self::Message(message) => match Q::decode(message.clone()) {
+                Ok(request) => request.stats(answer),
+                Err(_) => RequestStats::UNKNOWN,
+            },
+            Self::Sketches(sketches, _) => answer
+                .and_then(|answer| {
+                    let sketch = sketches[usize::from(Q::succeeded(answer))].clone()?;
+                    Some(Q::complete(sketch, answer))
+                })
+                .unwrap_or(RequestStats::UNKNOWN),
+        }
+    }
+}
+
+/// Logs a slow call.
 #[cold]
-fn log_slow<Q, A>(message: &Bytes, answer: Option<&A>, took: Duration, remote: Option<SocketAddr>)
+fn log_slow<Q, A>(kept: &Kept<Q>, answer: Option<&A>, took: Duration, remote: Option<SocketAddr>)
 where
     Q: Message + Default + Loggable<A>,
 {
-    let stats = match Q::decode(message.clone()) {
-        Ok(request) => request.stats(answer),
-        Err(_) => RequestStats::UNKNOWN,
-    };
-    slow_requests::warn_of_unary(Q::METHOD, remote, took, &stats);
+    slow_requests::warn_of_unary(Q::METHOD, remote, took, &kept.stats(answer));
 }
 
 #[cfg(test)]
@@ -321,6 +451,147 @@ mod tests {
         let request: PutRequest = decode_known_fields(&bytes).expect("well-formed fields");
         assert!(request.key.is_empty());
         assert_eq!(request.value, "v");
+    }
+
+    /// Whatever bytes come are a request or are none, and what looks at requests before they are executed
+    /// takes every request.
+    #[test]
+    fn mutated_messages_are_requests_or_none() {
+        use metastore_proto::etcdserverpb::{
+            Compare, DeleteRangeRequest, RangeRequest, RequestOp, TxnRequest, WatchRequest,
+            request_op,
+        };
+        use metastore_store::validate;
+        let key = || Bytes::from_static(b"key");
+        let range = RangeRequest {
+            key: key(),
+            range_end: Bytes::from_static(b"\0"),
+            limit: -1,
+            revision: i64::MAX,
+            sort_order: 7,
+            ..RangeRequest::default()
+        };
+        let put = PutRequest {
+            key: key(),
+            value: vec![7; 300].into(),
+            lease: i64::MIN,
+            prev_kv: true,
+            ..PutRequest::default()
+        };
+        let delete = DeleteRangeRequest {
+            key: key(),
+            range_end: key(),
+            prev_kv: true,
+        };
+        let op = |request| RequestOp {
+            request: Some(request),
+        };
+        let mut txn = TxnRequest {
+            compare: vec![Compare {
+                key: key(),
+                ..Compare::default()
+            }],
+            success: vec![op(request_op::Request::RequestPut(put.clone()))],
+            failure: vec![op(request_op::Request::RequestDeleteRange(delete.clone()))],
+        };
+        for _ in 0..3 {
+            txn = TxnRequest {
+                success: vec![
+                    op(request_op::Request::RequestTxn(txn)),
+                    RequestOp::default(),
+                ],
+                ..TxnRequest::default()
+            };
+        }
+        let corpus = [
+            range.encode_to_vec(),
+            put.encode_to_vec(),
+            delete.encode_to_vec(),
+            txn.encode_to_vec(),
+        ];
+        let corpus: Vec<&[u8]> = corpus.iter().map(Vec::as_slice).collect();
+        let words: [&[u8]; 8] = [
+            b"\x0a\x00",
+            b"\x12\xff\xff\xff\xff\x0f",
+            b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01",
+            b"\x08",
+            b"\x1b",
+            b"\x1c",
+            b"\x0a\x05key\0x",
+            b"\x22\x02\x0a\x00",
+        ];
+        crate::mutation::mutated(&corpus, &words, |message| {
+            let message = Bytes::copy_from_slice(message);
+            if let Ok(range) = decode_known_fields::<RangeRequest>(&message) {
+                let _ = validate::range(&range);
+                let _ = validate::range_stream(&range).is_ok();
+                let _ = range.sketch(true);
+            }
+            if let Ok(put) = decode_known_fields::<PutRequest>(&message) {
+                let _ = validate::put(&put);
+                let _ = (crate::quota::put_cost(&put), put.sketch(true));
+            }
+            if let Ok(delete) = decode_known_fields::<DeleteRangeRequest>(&message) {
+                let _ = validate::delete_range(&delete);
+                let _ = delete.sketch(true);
+            }
+            if let Ok(txn) = decode_known_fields::<TxnRequest>(&message) {
+                let _ = validate::txn(&txn, 128);
+                let _ = (crate::quota::txn_cost(&txn), validate::is_read_only(&txn));
+                let _ = (txn.sketch(false), txn.sketch(true));
+            }
+            let _ = decode_known_fields::<WatchRequest>(&message);
+        });
+    }
+
+    #[test]
+    fn a_large_request_is_logged_as_a_small_one_and_not_kept() {
+        use metastore_proto::etcdserverpb::{
+            DeleteRangeRequest, PutResponse, RequestOp, TxnRequest, TxnResponse, request_op,
+        };
+        let put = |length: usize| PutRequest {
+            key: Bytes::from_static(b"key"),
+            value: vec![7; length].into(),
+            ..PutRequest::default()
+        };
+        let op = |request| RequestOp {
+            request: Some(request),
+        };
+        let delete = op(request_op::Request::RequestDeleteRange(
+            DeleteRangeRequest {
+                key: Bytes::from_static(b"key"),
+                ..DeleteRangeRequest::default()
+            },
+        ));
+        let txn = TxnRequest {
+            success: vec![
+                op(request_op::Request::RequestPut(put(LARGE_MESSAGE_BYTES))),
+                delete.clone(),
+            ],
+            failure: vec![delete],
+            ..TxnRequest::default()
+        };
+        for succeeded in [false, true] {
+            let answer = TxnResponse {
+                succeeded,
+                ..TxnResponse::default()
+            };
+            let message = Bytes::from(txn.encode_to_vec());
+            let kept = Kept::of::<TxnResponse>(message.clone(), &txn);
+            assert!(matches!(kept, Kept::Sketches(..)));
+            let again = Kept::<TxnRequest>::Message(message);
+            assert_eq!(kept.stats(Some(&answer)), again.stats(Some(&answer)));
+            assert_eq!(kept.stats::<TxnResponse>(None), RequestStats::UNKNOWN);
+        }
+        let small = put(10);
+        let kept = Kept::of::<PutResponse>(small.encode_to_vec().into(), &small);
+        assert!(matches!(kept, Kept::Message(_)));
+        // Nobody but the request itself holds the bytes of a large one.
+        let message = Bytes::from(put(LARGE_MESSAGE_BYTES).encode_to_vec());
+        let request = PutRequest::decode(message.clone()).expect("a message");
+        let _kept = Kept::of::<PutResponse>(message, &request);
+        drop(request.key);
+        assert!(request.value.is_unique());
     }
 
     #[test]

@@ -21,9 +21,10 @@ use tonic::codec::Codec;
 use tonic::{Code, Status, Streaming};
 
 use super::services::RequestBody;
-use super::unary::{self, ResponseBody};
+use super::unary::{self, CallOptions, ResponseBody};
 use super::{OnLearner, check_stream, leader_lost};
 use crate::auth::Credentials;
+use crate::client_limits::{Resource, Share};
 use crate::node::Node;
 use crate::observe::metrics::METRICS;
 use crate::observe::metrics::grpc::{Call, method};
@@ -32,6 +33,10 @@ use crate::observe::metrics::grpc::{Call, method};
 const FRAME_BYTES_MAX: usize = 256 * 1024;
 /// Flag and length in front of each message.
 const PREFIX_BYTES: usize = 5;
+
+/// The reason of a watch that its client's limit refuses, as a status is printed in Go.
+const TOO_MANY_WATCHES: &str =
+    "rpc error: code = ResourceExhausted desc = etcdserver: too many requests";
 
 /// The Watch service of a member.
 #[derive(Clone)]
@@ -46,10 +51,19 @@ impl WatchService {
     }
 
     /// Answers a call of the Watch service; `known`: of its only method.
-    pub fn call<B: RequestBody>(&self, request: Request<B>, known: bool) -> Response<ResponseBody> {
+    pub fn call<B: RequestBody>(
+        &self,
+        request: Request<B>,
+        known: bool,
+        options: &CallOptions,
+    ) -> Response<ResponseBody> {
         if !known {
             return unary::unknown_method(request.uri().path());
         }
+        let shares = match Shares::of(options, &request) {
+            Ok(shares) => shares,
+            Err(status) => return unary::failure(status),
+        };
         let mut call = Call::start(&method::WATCH, request.headers());
         let requires_leader = match check_stream(&self.node, request.headers(), OnLearner::Refused)
         {
@@ -68,7 +82,8 @@ impl WatchService {
             Some(self.node.receive_bytes_max()),
         );
         let node = Arc::clone(&self.node);
-        let body = WatchBody::new(node, requests, credentials, requires_leader, call);
+        let mut body = WatchBody::new(node, requests, credentials, requires_leader, call);
+        body.shares = shares;
         let mut response = Response::new(ResponseBody::Watch(Box::new(body)));
         response.headers_mut().insert(
             header::CONTENT_TYPE,
@@ -90,6 +105,37 @@ pub struct WatchBody {
     stopping: BoxFuture<'static, ()>,
     end: End,
     call: Call,
+    /// What it has of its client's limits, if there are any.
+    shares: Option<Shares>,
+}
+
+/// What a watch stream has of its client's limits.
+struct Shares {
+    watches: Share,
+    _stream: Share,
+}
+
+impl Shares {
+    fn of<B>(options: &CallOptions, request: &Request<B>) -> Result<Option<Self>, Status> {
+        let Some((limits, client)) = options.client(request.headers(), request.extensions()) else {
+            return Ok(None);
+        };
+        Ok(Some(Self {
+            _stream: limits.take(&client, Resource::Streams, 1)?,
+            watches: limits.share(client, Resource::Watches),
+        }))
+    }
+
+    /// Gives the watch back that is over with this output, or was refused. One that the limit refused was
+    /// never taken, nor one whose start cannot be.
+    fn settle(&mut self, output: &WatchOutput) {
+        let never_taken = output.created
+            && (output.cancel_reason == TOO_MANY_WATCHES
+                || output.cancel_reason == EtcdError::Compacted.text());
+        if output.canceled && !never_taken {
+            self.watches.shrink(1);
+        }
+    }
 }
 
 /// A create request and why the client may not.
@@ -119,6 +165,7 @@ impl WatchBody {
             node,
             end: End::Open,
             call,
+            shares: None,
         }
     }
 
@@ -134,6 +181,13 @@ impl WatchBody {
     }
 
     fn create(&mut self, create: WatchCreateRequest) {
+        // A start that cannot be is answered before anything else and never becomes a watch.
+        if let Some(shares) = &mut self.shares
+            && create.start_revision >= 0
+            && shares.watches.grow(1).is_err()
+        {
+            return self.outputs.reject(&create, TOO_MANY_WATCHES);
+        }
         // A start that cannot be is answered before anybody asks who the client is, as in etcd.
         if !self.node.auth().is_enabled() || create.start_revision < 0 {
             return self.outputs.create(&create);
@@ -241,6 +295,9 @@ impl HttpBody for WatchBody {
         while matches!(this.end, End::Open) && buffer.len() < FRAME_BYTES_MAX {
             match this.outputs.poll_next(context) {
                 Poll::Ready(Some(output)) => {
+                    if let Some(shares) = &mut this.shares {
+                        shares.settle(&output);
+                    }
                     this.encode(&output, &mut buffer);
                     events += output.event_count();
                 }

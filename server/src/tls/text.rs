@@ -12,7 +12,8 @@ pub fn open_error(path: &Path, error: &io::Error) -> String {
     let reason = match error.kind() {
         io::ErrorKind::NotFound => "no such file or directory".to_owned(),
         io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
-        io::ErrorKind::IsADirectory => "is a directory".to_owned(),
+        // A directory can be opened, and fails later.
+        io::ErrorKind::IsADirectory => return format!("read {}: is a directory", path.display()),
         _ => error.to_string(),
     };
     format!("open {}: {reason}", path.display())

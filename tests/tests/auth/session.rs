@@ -2,9 +2,11 @@
 //!
 //! `who: command arguments`. `who` is the name under which a token was kept (`login`), or `none`,
 //! `bad` (no token at all ever looked so), `old` (well-formed and unknown), `bearer-NAME` and
-//! `authorization-NAME` (the same token in the other header). `''` is nothing and `\0` the byte.
+//! `authorization-NAME` (the same token in the other header). `cn-NAME` has a certificate with this
+//! common name and no token, `cn-NAME/who` a token as well. `''` is nothing and `\0` the byte.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,8 +19,15 @@ use metastore_proto::etcdserverpb::downgrade_request::DowngradeAction;
 use metastore_proto::etcdserverpb::request_op::Request as Op;
 use metastore_proto::etcdserverpb::watch_request::RequestUnion;
 use metastore_proto::etcdserverpb::*;
+use metastore_proto::v3electionpb::election_client::ElectionClient;
+use metastore_proto::v3electionpb::{
+    CampaignRequest, LeaderKey, LeaderRequest, ProclaimRequest, ResignRequest,
+};
+use metastore_proto::v3lockpb::lock_client::LockClient;
+use metastore_proto::v3lockpb::{LockRequest, UnlockRequest};
 use metastore_tests::Client;
 use metastore_tests::client::decode;
+use rustls::ClientConfig;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 
@@ -30,8 +39,14 @@ const STREAM_LIMIT: Duration = Duration::from_secs(20);
 pub struct Session {
     client: Client,
     auth: AuthClient<Channel>,
+    lock: LockClient<Channel>,
+    election: ElectionClient<Channel>,
     /// Tokens by name.
     pub tokens: HashMap<String, String>,
+    /// What campaigns gave, by name of the election.
+    leaders: HashMap<String, LeaderKey>,
+    /// Connections with a certificate, by its common name.
+    pub by_certificate: HashMap<String, Session>,
 }
 
 type Answer = Result<String, Status>;
@@ -125,11 +140,23 @@ fn nested(txn: TxnRequest) -> TxnRequest {
 impl Session {
     /// Clients for one member.
     pub fn new(endpoint: &str) -> Self {
-        let client = Client::new(endpoint);
+        Self::with_client(Client::new(endpoint))
+    }
+
+    /// Clients for one member that speak TLS to it.
+    pub fn secure(address: &str, config: Arc<ClientConfig>) -> Self {
+        Self::with_client(Client::secure(address, config))
+    }
+
+    fn with_client(client: Client) -> Self {
         Self {
             auth: AuthClient::new(client.channel.clone()),
+            lock: LockClient::new(client.channel.clone()),
+            election: ElectionClient::new(client.channel.clone()),
             client,
             tokens: HashMap::new(),
+            leaders: HashMap::new(),
+            by_certificate: HashMap::new(),
         }
     }
 
@@ -154,9 +181,32 @@ impl Session {
         request
     }
 
+    /// Opens a watch stream, with a token or (`cn-NAME`) with a certificate.
+    pub async fn watch_stream(
+        &mut self,
+        who: &str,
+        requests: impl futures::Stream<Item = WatchRequest> + Send + 'static,
+    ) -> Result<tonic::Streaming<WatchResponse>, Status> {
+        let request = match who.strip_prefix("cn-") {
+            Some(_) => Request::new(requests),
+            None => self.request(who, requests),
+        };
+        let client = match who.strip_prefix("cn-") {
+            Some(name) => &mut self.by_certificate.get_mut(name).unwrap().client,
+            None => &mut self.client,
+        };
+        Ok(client.watch.watch(request).await?.into_inner())
+    }
+
     /// Sends the request of one line; what came back in one line.
     pub async fn run(&mut self, line: &str) -> String {
         let (who, command) = line.split_once(':').unwrap_or_else(|| panic!("{line}"));
+        if let Some(certificate) = who.strip_prefix("cn-") {
+            let (name, who) = certificate.split_once('/').unwrap_or((certificate, "none"));
+            let mut holder = self.by_certificate[name].clone();
+            holder.tokens.clone_from(&self.tokens);
+            return Box::pin(holder.run(&format!("{who}:{command}"))).await;
+        }
         let words = words(command);
         let (name, words) = words.split_first().unwrap_or_else(|| panic!("{line}"));
         let answer = match name.as_str() {
@@ -169,6 +219,8 @@ impl Session {
                 } else if let Some(answer) = self.leases(who, name, words).await {
                     answer
                 } else if let Some(answer) = self.members(who, name, words).await {
+                    answer
+                } else if let Some(answer) = self.locks(who, name, words).await {
                     answer
                 } else {
                     panic!("no such command: {line}")
@@ -579,6 +631,97 @@ impl Session {
             ),
             _ => return None,
         })
+    }
+}
+
+impl Session {
+    /// `lock NAME LEASE`, `unlock KEY`, `campaign NAME LEASE`, `proclaim NAME`, `leader NAME`,
+    /// `observe NAME`, `resign NAME`, `health`. Who has won no election proclaims in one of its own.
+    async fn locks(&mut self, who: &str, name: &str, words: &[String]) -> Option<Answer> {
+        macro_rules! call {
+            ($client:ident . $method:ident, $message:expr) => {{
+                let request = self.request(who, $message);
+                let call = self.$client.$method(request);
+                match tokio::time::timeout(STREAM_LIMIT, call).await {
+                    Ok(Ok(answer)) => answer.into_inner(),
+                    Ok(Err(status)) => return Some(Err(status)),
+                    Err(_) => return Some(Ok("no answer".to_owned())),
+                }
+            }};
+        }
+        let first = bytes(words, 0);
+        let lease = number_or_zero(words, 1);
+        let leader = self.leaders.get(&text(words, 0)).cloned();
+        let leader = Some(leader.unwrap_or_else(|| LeaderKey {
+            name: first.clone(),
+            key: Bytes::from([&first[..], b"/404"].concat()),
+            rev: 1,
+            lease: 0x404,
+        }));
+        let ok = |key: &[u8], given: bool| match given {
+            true => format!("ok {}", key.escape_ascii()),
+            // The server chose the lease.
+            false => "ok".to_owned(),
+        };
+        Some(Ok(match name {
+            "lock" => {
+                let answer = call!(lock.lock, LockRequest { name: first, lease });
+                ok(&answer.key, lease != 0)
+            }
+            "unlock" => {
+                call!(lock.unlock, UnlockRequest { key: first });
+                "ok".to_owned()
+            }
+            "campaign" => {
+                let request = CampaignRequest {
+                    name: first,
+                    lease,
+                    value: Bytes::from_static(b"value"),
+                };
+                let leader = call!(election.campaign, request).leader.unwrap_or_default();
+                let shown = ok(&leader.key, lease != 0);
+                self.leaders.insert(text(words, 0), leader);
+                shown
+            }
+            "proclaim" => {
+                let value = Bytes::from_static(b"other");
+                call!(election.proclaim, ProclaimRequest { leader, value });
+                "ok".to_owned()
+            }
+            "leader" => {
+                let answer = call!(election.leader, LeaderRequest { name: first });
+                format!("ok {}", answer.kv.is_some())
+            }
+            "observe" => {
+                let mut answers = call!(election.observe, LeaderRequest { name: first });
+                match tokio::time::timeout(STREAM_LIMIT, answers.next()).await {
+                    Ok(Some(Ok(answer))) => format!("ok {}", answer.kv.is_some()),
+                    Ok(Some(Err(status))) => return Some(Err(status)),
+                    Ok(None) => "the end".to_owned(),
+                    Err(_) => "no answer".to_owned(),
+                }
+            }
+            "resign" => {
+                call!(election.resign, ResignRequest { leader });
+                "ok".to_owned()
+            }
+            "health" => return Some(self.health(who).await),
+            _ => return None,
+        }))
+    }
+
+    /// The health service. Its answer has a number as its first field, as a `LeaseStatus` has.
+    async fn health(&self, who: &str) -> Answer {
+        let mut grpc = tonic::client::Grpc::new(self.client.channel.clone());
+        grpc.ready()
+            .await
+            .map_err(|error| Status::unknown(error.to_string()))?;
+        let codec =
+            metastore_proto::codec::SmallBufferCodec::<AuthStatusRequest, LeaseStatus>::default();
+        let path = "/grpc.health.v1.Health/Check".parse().unwrap();
+        let request = self.request(who, AuthStatusRequest {});
+        let answer: tonic::Response<LeaseStatus> = grpc.unary(request, path, codec).await?;
+        Ok(format!("ok {}", answer.get_ref().id))
     }
 }
 

@@ -102,6 +102,13 @@ impl Store {
         }
     }
 
+    /// Status and first line of an answer that does not end.
+    pub async fn ask_first_line(&self, request: &HttpRequest) -> String {
+        let mut stream = request.open(&self.address).await;
+        let line = stream.line().await.unwrap_or_default();
+        format!("{}\n{}", stream.status, normal(&line, &self.address))
+    }
+
     pub async fn ask(&self, request: &HttpRequest) -> String {
         let answer = request.send(&self.address).await;
         shown(&answer, &self.address)

@@ -11,7 +11,7 @@ use prost::Message as _;
 
 use crate::within;
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Longest wait for an answer on a raw connection.
 const READ_LIMIT: Duration = Duration::from_secs(5);
 /// Idle connections of a large Kubernetes cluster, with room.
@@ -92,13 +92,13 @@ async fn a_variable_and_a_flag_for_one_option_conflict() {
     .await;
 }
 
-fn connect(member: &Member) -> TcpStream {
+pub fn connect(member: &Member) -> TcpStream {
     let stream = TcpStream::connect(member.address()).unwrap();
     stream.set_read_timeout(Some(READ_LIMIT)).unwrap();
     stream
 }
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     let mut bytes = vec![length[1], length[2], length[3], kind, flags];
     bytes.extend_from_slice(&stream.to_be_bytes());
@@ -172,7 +172,7 @@ async fn broken_http2_harms_nobody_else() {
 }
 
 /// A header without compression.
-fn header(name: &str, value: &str) -> Vec<u8> {
+pub fn header(name: &str, value: &str) -> Vec<u8> {
     let length = |text: &str| u8::try_from(text.len()).expect("short");
     [
         &[0, length(name)],

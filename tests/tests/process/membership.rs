@@ -6,7 +6,7 @@ use metastore_proto::etcdserverpb as pb;
 use metastore_tests::load::{Load, LoadOptions};
 use metastore_tests::member::ids;
 use metastore_tests::programs::subject;
-use metastore_tests::{Cluster, Member, MemberBuilder, deadline, eventually};
+use metastore_tests::{Cluster, Member, MemberBuilder, Program, deadline, eventually};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::{SOME_WRITES, within};
@@ -194,7 +194,7 @@ async fn a_member_that_does_not_know_yet_who_it_is_lets_nobody_wait() {
         // This peer listens and never says anything, so the member goes on asking it.
         let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let silent_url = format!("http://{}", silent.local_addr().unwrap());
-        let builder = MemberBuilder::new(metastore_tests::Program::MetaStore);
+        let builder = MemberBuilder::new(Program::MetaStore);
         let cluster = vec![
             (builder.member_name().to_owned(), builder.peer_url()),
             ("silent".to_owned(), silent_url),
@@ -213,6 +213,86 @@ async fn a_member_that_does_not_know_yet_who_it_is_lets_nobody_wait() {
         let answer = answer.await.expect("the connection ends");
         assert!(matches!(answer, Ok(0) | Err(_)), "{answer:?}");
         drop(member);
+    })
+    .await;
+}
+
+/// A peer that tells of a cluster of itself and a second member, and of this version.
+async fn fake_peer(joining_url: String, version: &'static str, downgrade: &'static str) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let own = format!("http://{}", listener.local_addr().unwrap());
+    let members = format!(
+        r#"[{{"id":1,"peerURLs":["{own}"],"name":"old","clientURLs":["http://127.0.0.1:1"]}},{{"id":2,"peerURLs":["{joining_url}"]}}]"#
+    );
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let members = members.clone();
+            tokio::spawn(async move {
+                let mut head = vec![0; 4096];
+                let length = stream.read(&mut head).await.unwrap_or(0);
+                let head = String::from_utf8_lossy(&head[..length]).into_owned();
+                let path = head.split(' ').nth(1).unwrap_or_default();
+                let body = match path {
+                    "/members" => members,
+                    "/version" => format!(
+                        r#"{{"etcdserver":"3.9.0","etcdcluster":"{version}","storage":"3.7.0"}}"#
+                    ),
+                    "/downgrade/enabled" => downgrade.to_owned(),
+                    _ => String::new(),
+                };
+                let answer = format!(
+                    "HTTP/1.1 200 OK\r\nX-Etcd-Cluster-ID: cafe\r\nContent-Type: application/json\r\n\
+                     Connection: close\r\nContent-Length: {}\r\n\r\n{body}",
+                    body.len()
+                );
+                let _ = stream.write_all(answer.as_bytes()).await;
+            });
+        }
+    });
+    own
+}
+
+/// Beside etcd: a member does not join a cluster of a version that it does not know.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_of_another_version_is_not_joined() {
+    within(async {
+        for (version, downgrade) in [
+            ("3.8.0", "false"),
+            ("4.0.0", "false"),
+            ("2.3.0", "false"),
+            ("not_decided", "false"),
+            // While the cluster is being downgraded, who is not older than it stays out.
+            ("3.7.0", "true"),
+            ("3.6.0", "true"),
+        ] {
+            for program in [Program::Etcd, subject()] {
+                let builder = MemberBuilder::new(program).name("joining");
+                let url = builder.peer_url();
+                let peer = fake_peer(url.clone(), version, downgrade).await;
+                let members = vec![("old".to_owned(), peer), ("joining".to_owned(), url)];
+                let (status, log) = builder.joining(members).run_to_end().await;
+                assert!(!status.success(), "{program:?} joined {version}");
+                assert!(
+                    log.contains("incompatible with current running cluster"),
+                    "{program:?}, {version}: {log}"
+                );
+            }
+        }
+        // One that it knows passes this check: it goes on to be a member.
+        let builder = MemberBuilder::new(subject()).name("joining");
+        let url = builder.peer_url();
+        let peer = fake_peer(url.clone(), "3.7.0", "false").await;
+        let members = vec![("old".to_owned(), peer), ("joining".to_owned(), url)];
+        let mut member = builder.joining(members).spawn();
+        eventually("it goes on", Duration::from_secs(20), || async {
+            match member.data_folder().join("member/identity.json").is_file() {
+                true => Ok(()),
+                false => Err("it does not know yet who it is".to_owned()),
+            }
+        })
+        .await;
+        assert!(member.try_exit().is_none(), "{}", member.log());
+        member.kill();
     })
     .await;
 }

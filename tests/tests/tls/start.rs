@@ -18,6 +18,11 @@ async fn files_that_do_not_fit_end_the_start_with_the_reason() {
     let missing = folder.join("missing.pem").display().to_string();
     let open_missing = format!("open {missing}: no such file or directory");
     let text = text.display().to_string();
+    let empty = folder.join("empty.pem");
+    std::fs::write(&empty, "").unwrap();
+    let empty = empty.display().to_string();
+    let directory = folder.display().to_string();
+    let read_directory = format!("read {directory}: is a directory");
     let secure = || MemberBuilder::new(subject()).secure_clients();
     let pair = |cert: &str, key: &str| {
         secure()
@@ -82,6 +87,15 @@ async fn files_that_do_not_fit_end_the_start_with_the_reason() {
             "selfSignedCertValidity is invalid,it should be greater than 0",
         ),
         (pair(&missing, &key), open_missing.as_str()),
+        (peer_pair(&directory, &key), read_directory.as_str()),
+        (
+            peer_pair(&empty, &key),
+            "tls: failed to find any PEM data in certificate input",
+        ),
+        (
+            peer_pair(&cert, &key).flag(format!("--peer-trusted-ca-file={directory}")),
+            read_directory.as_str(),
+        ),
     ] {
         let (status, log) = builder.run_to_end().await;
         assert!(!status.success(), "{reason}: it started");

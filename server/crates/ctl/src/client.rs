@@ -20,8 +20,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::{Endpoint, Uri};
 
+use crate::failover::{Repeating, Rotation};
 use crate::failure::{ExitCode, Failure};
 use crate::flags::Arguments;
 use crate::terminal;
@@ -190,16 +191,15 @@ impl Interceptor for Headers {
     }
 }
 
-type Service = InterceptedService<Channel, Headers>;
+type Service = InterceptedService<Repeating, Headers>;
 
-/// A connection to one member.
+/// A connection to one member, and to another one when that is lost.
 #[derive(Clone)]
 pub struct Client {
-    /// The endpoint that answered.
-    pub endpoint: String,
+    endpoints: Arc<Rotation>,
     /// How long a short command may take.
     pub command_timeout: Duration,
-    channel: Channel,
+    channel: Repeating,
     headers: Headers,
     receive_bytes_max: usize,
 }
@@ -210,14 +210,31 @@ impl Client {
     /// # Errors
     /// No endpoint answers within the dial timeout, or the password is wrong.
     pub async fn connect(options: &ClientOptions) -> Result<Self, Failure> {
+        let mut targets = Vec::new();
         let mut last = Failure::arguments("no endpoint is given");
         for endpoint in &options.endpoints {
-            match Self::connect_to(endpoint, options).await {
-                Ok(client) => return Ok(client),
+            match Target::parse(endpoint, &options.tls) {
+                Ok(target) => targets.push((endpoint.clone(), target)),
                 Err(failure) => last = failure,
             }
         }
-        Err(last)
+        let Some((endpoint, first)) = targets.first() else {
+            return Err(last);
+        };
+        // The authority says nothing to a server; the names in certificates are those of the targets.
+        let uri = Uri::builder()
+            .scheme("http")
+            .authority(first.authority())
+            .path_and_query("/")
+            .build()
+            .map_err(|error| Failure::arguments(format!("endpoint {endpoint}: {error}")))?;
+        let endpoints = Arc::new(Rotation::new(targets, options.dial_timeout));
+        Self::connect_to(uri, endpoints, options).await
+    }
+
+    /// The endpoint that answered last.
+    pub fn endpoint(&self) -> String {
+        self.endpoints.current()
     }
 
     /// The same connection with another limit of a command's time.
@@ -229,14 +246,11 @@ impl Client {
         }
     }
 
-    async fn connect_to(endpoint: &str, options: &ClientOptions) -> Result<Self, Failure> {
-        let target = Target::parse(endpoint, &options.tls)?;
-        let uri = Uri::builder()
-            .scheme("http")
-            .authority(target.authority())
-            .path_and_query("/")
-            .build()
-            .map_err(|error| Failure::arguments(format!("endpoint {endpoint}: {error}")))?;
+    async fn connect_to(
+        uri: Uri,
+        endpoints: Arc<Rotation>,
+        options: &ClientOptions,
+    ) -> Result<Self, Failure> {
         let mut transport = Endpoint::from(uri);
         if !options.keep_alive_time.is_zero() {
             transport = transport
@@ -244,25 +258,19 @@ impl Client {
                 .keep_alive_timeout(options.keep_alive_timeout)
                 .keep_alive_while_idle(false);
         }
+        let rotation = Arc::clone(&endpoints);
         let connector = tower::service_fn(move |_: Uri| {
-            let target = target.clone();
-            async move { target.connect().await.map(TokioIo::new) }
+            let rotation = Arc::clone(&rotation);
+            async move { rotation.connect().await.map(TokioIo::new) }
         });
-        let connecting = transport.connect_with_connector(connector);
-        let channel = match tokio::time::timeout(options.dial_timeout, connecting).await {
-            Ok(Ok(channel)) => channel,
-            Ok(Err(error)) => {
-                return Err(Failure::error(format!(
-                    "cannot connect to {endpoint}: {}",
-                    root_cause(&error)
-                )));
-            }
-            Err(_) => return Err(Failure::error("context deadline exceeded")),
-        };
+        let channel = transport
+            .connect_with_connector(connector)
+            .await
+            .map_err(|error| Failure::error(root_cause(&error)))?;
         let mut client = Self {
-            endpoint: endpoint.to_owned(),
+            endpoints,
             command_timeout: options.command_timeout,
-            channel,
+            channel: Repeating(channel),
             headers: Headers::default(),
             receive_bytes_max: options.receive_bytes_max,
         };
@@ -360,7 +368,8 @@ impl Client {
     }
 }
 
-fn root_cause(error: &dyn std::error::Error) -> String {
+/// What an error comes from.
+pub fn root_cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(source) = cause.source() {
         cause = source;
@@ -370,7 +379,7 @@ fn root_cause(error: &dyn std::error::Error) -> String {
 
 /// Where an endpoint is.
 #[derive(Clone)]
-struct Target {
+pub struct Target {
     address: Address,
     tls: Option<(Arc<ClientConfig>, String)>,
 }
@@ -381,8 +390,11 @@ enum Address {
     Unix(String),
 }
 
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+/// A connection, of whatever kind.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+/// A connection to an endpoint.
+pub type TargetStream = Box<dyn Stream>;
 
 impl Target {
     fn parse(endpoint: &str, options: &TlsOptions) -> Result<Self, Failure> {
@@ -424,8 +436,12 @@ impl Target {
         }
     }
 
-    async fn connect(&self) -> std::io::Result<Box<dyn Stream>> {
-        let stream: Box<dyn Stream> = match &self.address {
+    /// Connects.
+    ///
+    /// # Errors
+    /// Those of the network and of TLS.
+    pub async fn connect(&self) -> std::io::Result<TargetStream> {
+        let stream: TargetStream = match &self.address {
             Address::Tcp(authority) => {
                 let stream = tokio::net::TcpStream::connect(authority).await?;
                 stream.set_nodelay(true)?;

@@ -7,9 +7,16 @@
 //! arguments ─► flags ─► commands ─► client ─► server
 //!                          └─► output ─► standard output
 //! ```
+//!
+//! `failover` stands between client and server: it knows all endpoints.
+//!
+//! ```text
+//! client ─► failover ─► one member after the other
+//! ```
 
 mod client;
 mod commands;
+mod failover;
 mod failure;
 mod flags;
 mod keys;

@@ -561,3 +561,48 @@ fn a_panic_in_a_completion_fails_the_log() {
         panic!("a request after the panic succeeded");
     }
 }
+
+/// Many flipped bits at once, anywhere: the log is refused with a reason, or what it still gives was
+/// written so. `METASTORE_FUZZ_SECONDS` looks longer.
+#[test]
+fn any_damage_is_refused_or_leaves_only_what_was_written() {
+    const ENTRIES: u64 = 120;
+    let seconds = std::env::var("METASTORE_FUZZ_SECONDS").ok();
+    let seconds = seconds.and_then(|text| text.parse().ok()).unwrap_or(1);
+    let started = std::time::Instant::now();
+    let refused = AtomicUsize::new(0);
+    while started.elapsed() < Duration::from_secs(seconds) {
+        with_seeds(20, |random| {
+            let (disk, _) = written_disk(ENTRIES);
+            let segments: Vec<_> = (1..)
+                .map(segment)
+                .take_while(|path| disk.content(path).is_some())
+                .collect();
+            for _ in 0..random.random_range(1..12) {
+                let path = &segments[random.random_range(0..segments.len())];
+                let length = disk.content(path).unwrap().len() as u64;
+                // Lengths and checksums matter most; runs of damage are what disks do.
+                let start = random.random_range(0..length);
+                for offset in start..(start + random.random_range(1..40)).min(length) {
+                    disk.flip_bit(path, offset, random.random_range(0..8));
+                }
+            }
+            match open(&disk) {
+                Err(error) => {
+                    assert!(!error.to_string().is_empty());
+                    refused.fetch_add(1, Ordering::Relaxed);
+                }
+                Ok(log) => {
+                    let Ok(entries) = log.read(0, ENTRIES, usize::MAX) else {
+                        return;
+                    };
+                    for found in entries {
+                        let expected = entry(found.index, 50 + found.index as usize % 100);
+                        assert_eq!(found.payload, expected.payload, "entry {}", found.index);
+                    }
+                }
+            }
+        });
+    }
+    assert!(refused.load(Ordering::Relaxed) > 0, "no damage was noticed");
+}

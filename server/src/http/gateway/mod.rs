@@ -28,6 +28,7 @@ use tonic::{Code, Status};
 
 use self::json_stream::{JsonStream, NoValue};
 use self::routes::{Form, Route};
+use crate::client_limits::ClientAddress;
 use crate::node::Node;
 use crate::rpc::in_process::{Answers, Caller, framed, streamed};
 use crate::rpc::services::{GrpcServices, RequestBody};
@@ -117,11 +118,11 @@ impl Gateway {
         body: B,
     ) -> Result<Response<ResponseBody>, Status> {
         // What a certificate says about the client does not count here, as in etcd.
-        let caller = Caller::new(
-            self.services.clone(),
-            metadata(&parts.headers),
-            Extensions::new(),
-        );
+        let mut extensions = Extensions::new();
+        if let Some(address) = parts.extensions.get::<ClientAddress>() {
+            extensions.insert(*address);
+        }
+        let caller = Caller::new(self.services.clone(), metadata(&parts.headers), extensions);
         if route.form == Form::Bidirectional {
             let (requests, malformed) = self.messages(route, body);
             let answers = caller.call(&route.grpc_path, streamed(requests)).await;

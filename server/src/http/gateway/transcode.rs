@@ -362,6 +362,102 @@ mod tests {
         Ok(out)
     }
 
+    /// Whatever a client sends is refused or becomes a message, and the message is the same when it is
+    /// written as JSON and read again; where the body is cut does not matter.
+    #[test]
+    fn mutated_json_is_refused_or_means_one_message() {
+        use super::super::json_stream::JsonStream;
+        let corpus: [(&str, &[u8]); 7] = [
+            (
+                "etcdserverpb.RangeRequest",
+                br#"{"key":"YQ==","range_end":"Yg","limit":"10","revision":-3,"sort_order":"DESCEND","sort_target":1,"serializable":true,"keys_only":false,"max_mod_revision":"9223372036854775807"}"#,
+            ),
+            (
+                "etcdserverpb.TxnRequest",
+                br#"{"compare":[{"key":"YQ==","result":"GREATER","target":"VERSION","version":"1"},{"key":"Yg==","target":4,"lease":"7"}],"success":[{"request_put":{"key":"YQ==","value":"4pyT"}},{"request_txn":{"failure":[{"request_delete_range":{"key":"YQ==","prev_kv":true}}]}}],"failure":[{"requestRange":{"key":"AA=="}}]}"#,
+            ),
+            (
+                "etcdserverpb.WatchRequest",
+                br#"{"create_request":{"key":"YQ==","start_revision":"5","filters":["NOPUT",1],"progress_notify":true,"watch_id":-1}} {"cancel_request":{"watch_id":"3"}}"#,
+            ),
+            (
+                "etcdserverpb.AlarmRequest",
+                br#"{"action":"ACTIVATE","memberID":"18446744073709551615","alarm":"CORRUPT"}"#,
+            ),
+            (
+                "etcdserverpb.AuthRoleGrantPermissionRequest",
+                br#"{"name":"\u00fc\ud83d\ude00","perm":{"permType":"READWRITE","key":"YQ==","range_end":"AA=="}}"#,
+            ),
+            (
+                "etcdserverpb.MemberAddRequest",
+                br#"{"peerURLs":["http://a:1",null,"x"],"isLearner":true}"#,
+            ),
+            (
+                "etcdserverpb.LeaseGrantRequest",
+                br#"{"TTL":"1e3","ID":1.0E2,"unknown":[{"a":[1,2,{}]},null,true,-0.5e-7]}"#,
+            ),
+        ];
+        let words: [&[u8]; 20] = [
+            b"null",
+            b"true",
+            b"\"\"",
+            b"{}",
+            b"[]",
+            b"1e400",
+            b"-0",
+            b"\"NaN\"",
+            b"\\u0000",
+            b"\\ud800",
+            b"\"request_txn\":{",
+            b"\"success\":[",
+            b"{\"key\":",
+            b"[[[[",
+            b"}}}}",
+            b"\xff\xfe",
+            b"9223372036854775808",
+            b"\"@type\":\"x\"",
+            b",",
+            b":",
+        ];
+        for (name, json) in corpus {
+            let descriptor = message(name);
+            let bodies = corpus.iter().map(|(_, json)| *json);
+            let own: Vec<&[u8]> = [json].into_iter().chain(bodies).collect();
+            crate::mutation::mutated(&own, &words, |body| {
+                let read = |piece_bytes: usize| {
+                    let mut stream = JsonStream::default();
+                    let mut values = Vec::new();
+                    for piece in body.chunks(piece_bytes) {
+                        stream.push(piece);
+                        while let Ok(Some(value)) = stream.next_value() {
+                            values.push(value);
+                        }
+                    }
+                    let last = stream.last_value();
+                    (values, last)
+                };
+                let whole = read(body.len().max(1));
+                assert_eq!(whole, read(3));
+                let (mut values, last) = whole;
+                values.extend(last);
+                for value in values {
+                    let Ok(bytes) = encode(&value, &descriptor) else {
+                        continue;
+                    };
+                    let mut first = String::new();
+                    // Deeper than messages may be.
+                    if decode(bytes.into(), &descriptor, &mut first).is_err() {
+                        continue;
+                    }
+                    let again = encode(first.as_bytes(), &descriptor).expect("our own JSON");
+                    let mut second = String::new();
+                    decode(again.into(), &descriptor, &mut second).expect("our own message");
+                    assert_eq!(first, second);
+                }
+            });
+        }
+    }
+
     #[test]
     fn what_is_read_is_written_in_the_form_of_the_go_library() {
         for (name, json, expected) in [

@@ -24,9 +24,6 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// is noticed.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(15);
 const HEARTBEAT: &[u8] = b": \n\n";
-/// How events and errors of a watch tell that they were refused for lack of permission.
-const PERMISSION_DENIED: &str = "PermissionDenied";
-
 /// One watch of this process.
 pub(super) struct Watch {
     answers: Answers,
@@ -44,14 +41,21 @@ impl Watch {
             return Err(Status::from(EtcdError::Compacted).into());
         }
         if response.canceled {
-            let status = if response.cancel_reason.contains(PERMISSION_DENIED) {
-                EtcdError::PermissionDenied.into()
-            } else {
-                Status::failed_precondition(response.cancel_reason)
-            };
-            return Err(status.into());
+            return Err(refusal(response.cancel_reason).into());
         }
         Ok(Some(response))
+    }
+}
+
+/// Why a watch was refused. The reason of one that lacks permission ends with the text of an error, in
+/// whose place a client without a stream would have got that error.
+fn refusal(reason: String) -> Status {
+    let known = EtcdError::ALL
+        .iter()
+        .find(|error| reason.ends_with(error.text()));
+    match known {
+        Some(error) => (*error).into(),
+        None => Status::failed_precondition(reason),
     }
 }
 

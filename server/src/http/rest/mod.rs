@@ -66,6 +66,12 @@ pub fn owns(path: &str) -> bool {
         || path.starts_with(LEASE_PREFIX)
 }
 
+/// The bytes that a path stands for, if its escapes are some.
+#[cfg(test)]
+pub fn decode_path(path: &str) -> Option<Bytes> {
+    path::decode(path).ok()
+}
+
 /// Tells browsers which headers the API knows.
 pub fn allow_headers(headers: &mut HeaderMap) {
     headers.insert(

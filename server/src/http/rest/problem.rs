@@ -86,13 +86,17 @@ impl Problem {
 
 /// The errors of the API that HTTP has a better word for than their code's.
 fn status_of(status: &Status) -> StatusCode {
-    const SPECIAL: [(EtcdError, StatusCode); 6] = [
+    const SPECIAL: [(EtcdError, StatusCode); 7] = [
         (EtcdError::UserEmpty, StatusCode::UNAUTHORIZED),
         (EtcdError::AuthOldRevision, StatusCode::UNAUTHORIZED),
         (EtcdError::Compacted, StatusCode::GONE),
         (EtcdError::NoSpace, StatusCode::INSUFFICIENT_STORAGE),
         (EtcdError::RequestTooLarge, StatusCode::PAYLOAD_TOO_LARGE),
         (EtcdError::LeaseNotFound, StatusCode::NOT_FOUND),
+        (
+            EtcdError::RequestTooManyRequests,
+            StatusCode::TOO_MANY_REQUESTS,
+        ),
     ];
     SPECIAL
         .iter()

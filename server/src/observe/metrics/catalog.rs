@@ -211,6 +211,12 @@ const REQUESTS_OF_CLIENTS: &[Metric] = &[
     .labels(&["type", "client_api_version"])
     .note("At most 64 versions are told apart; requests of others count as `other`."),
     counter(
+        "metastore_client_limit_refusals_total",
+        "Requests that were refused because of a limit on what one client may use.",
+    )
+    .labels(&["resource"])
+    .note("`watches`, `streams` or `bytes`."),
+    counter(
         "etcd_server_health_failures",
         "The total number of failed health checks",
     ),

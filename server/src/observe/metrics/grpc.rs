@@ -18,6 +18,7 @@ use prometheus::Histogram;
 use tonic::{Code, Status};
 
 use super::families::Families;
+use crate::client_limits::Share;
 use crate::observe::traces::CallSpan;
 
 /// Number of gRPC codes.
@@ -328,6 +329,7 @@ where
         inner,
         call,
         messages: MessageCounter::default(),
+        share: None,
     };
     Response::from_parts(parts, body)
 }
@@ -410,6 +412,16 @@ pub struct AnswerBody {
     inner: tonic::body::Body,
     call: Call,
     messages: MessageCounter,
+    share: Option<Share>,
+}
+
+impl AnswerBody {
+    /// Holds what the stream has of its client's limit, to its end.
+    #[must_use]
+    pub fn holding(mut self, share: Option<Share>) -> Self {
+        self.share = share;
+        self
+    }
 }
 
 impl Body for AnswerBody {

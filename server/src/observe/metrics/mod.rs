@@ -88,6 +88,7 @@ pub struct Handles {
     pub leases_renewed: IntCounter,
     pub leases_expired: IntCounter,
     pub lease_ttl: Histogram,
+    pub client_limit_refusals: IntCounterVec,
     handling_seconds: HistogramVec,
 }
 
@@ -156,6 +157,7 @@ impl Handles {
             leases_renewed: make.counter("etcd_debugging_lease_renewed_total"),
             leases_expired: make.counter("etcd_debugging_server_lease_expired_total"),
             lease_ttl: make.histogram("etcd_debugging_lease_ttl_total"),
+            client_limit_refusals: make.counters("metastore_client_limit_refusals_total"),
             handling_seconds: make.histograms("grpc_server_handling_seconds"),
             registry,
         }

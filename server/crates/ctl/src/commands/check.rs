@@ -365,7 +365,7 @@ async fn datascale(context: Context) -> Result<(), Failure> {
     let prefix = context.arguments.text("prefix").to_owned();
     let clients = connect_all(&context.options, client_count).await?;
     refuse_existing(&clients[0], &prefix).await?;
-    let before = resident_bytes(&clients[0].endpoint, "before").await?;
+    let before = resident_bytes(&clients[0].endpoint(), "before").await?;
     say(format!(
         "Start data scale check for work load [{limit} key-value pairs, {PAIR_BYTES} bytes per key-value, {client_count} concurrent clients]."
     ));
@@ -383,7 +383,7 @@ async fn datascale(context: Context) -> Result<(), Failure> {
         }
     });
     let report = write_all(&clients, HALF_BYTES, next).await;
-    let after = resident_bytes(&clients[0].endpoint, "after").await?;
+    let after = resident_bytes(&clients[0].endpoint(), "after").await?;
     clean_up(&context, &clients[0], &prefix).await?;
     if report.show_errors() {
         return Err(Failure::silent(1));

@@ -9,7 +9,7 @@ use crate::terminal::write_stdout;
 
 pub(super) const COMMANDS: &[Command] = &[command(
     &["completion"],
-    "[bash|zsh|fish]",
+    "[bash|zsh|fish|powershell]",
     "Generate completion script",
     &[],
     |context| Box::pin(async move { completion(&context) }),
@@ -21,6 +21,7 @@ fn completion(context: &Context) -> Result<(), Failure> {
             "bash" => bash(),
             "zsh" => format!("autoload -U +X bashcompinit && bashcompinit\n{}", bash()),
             "fish" => fish(),
+            "powershell" => powershell(),
             other => {
                 return Err(Failure::error(format!(
                     "invalid argument {other:?} for \"metastorectl completion\""
@@ -77,6 +78,28 @@ fn bash() -> String {
     script.push_str(
         "  esac\n  COMPREPLY=($(compgen -W \"$choices\" -- \"${COMP_WORDS[COMP_CWORD]}\"))\n}\n\
          complete -o default -F _metastorectl metastorectl\n",
+    );
+    script
+}
+
+fn powershell() -> String {
+    let mut script = String::from(
+        "# powershell completion for metastorectl\n\
+         Register-ArgumentCompleter -Native -CommandName metastorectl -ScriptBlock {\n  \
+         param($wordToComplete, $commandAst, $cursorPosition)\n  \
+         $words = @($commandAst.CommandElements | Select-Object -Skip 1 | ForEach-Object { \"$_\" })\n  \
+         if ($wordToComplete -ne '') { $words = @($words | Select-Object -SkipLast 1) }\n  \
+         $path = ($words | Where-Object { -not $_.StartsWith('-') }) -join ' '\n  \
+         $choices = switch ($path) {\n",
+    );
+    for (words, choices) in followers() {
+        let choices: Vec<String> = choices.iter().map(|one| format!("'{one}'")).collect();
+        let _ = writeln!(script, "    '{words}' {{ {} }}", choices.join(", "));
+    }
+    script.push_str(
+        "  }\n  \
+         $choices | Where-Object { $_ -like \"$wordToComplete*\" } | ForEach-Object {\n    \
+         [System.Management.Automation.CompletionResult]::new($_, $_, 'ParameterValue', $_)\n  }\n}\n",
     );
     script
 }

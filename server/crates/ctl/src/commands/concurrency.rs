@@ -7,13 +7,12 @@ use bytes::Bytes;
 use metastore_proto::etcdserverpb as pb;
 use pb::compare::{CompareResult, CompareTarget, TargetUnion};
 use pb::request_op::Request;
-use pb::watch_request::RequestUnion;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio_stream::StreamExt;
 
 use super::lease::renew;
 use super::{Command, Context, command};
 use crate::client::Client;
+use crate::failover::Watch;
 use crate::failure::Failure;
 use crate::flags::{Kind, flag};
 use crate::keys::prefix_end;
@@ -183,28 +182,25 @@ async fn wait_for_older(client: &Client, prefix: &str, revision: i64) -> Result<
 }
 
 /// Watches a key from a revision on.
-async fn watch_key(
+fn watch_key(
     client: &Client,
     key: impl Into<Bytes>,
     range_end: Vec<u8>,
     start_revision: i64,
-) -> Result<tonic::Streaming<pb::WatchResponse>, Failure> {
-    let create = pb::WatchRequest {
-        request_union: Some(RequestUnion::CreateRequest(pb::WatchCreateRequest {
-            key: key.into(),
-            range_end: range_end.into(),
-            start_revision,
-            ..Default::default()
-        })),
+) -> Watch {
+    let create = pb::WatchCreateRequest {
+        key: key.into(),
+        range_end: range_end.into(),
+        start_revision,
+        ..Default::default()
     };
-    let requests = tokio_stream::once(create).chain(tokio_stream::pending());
-    Ok(client.watch().watch(requests).await?.into_inner())
+    Watch::new(client, create)
 }
 
 async fn wait_for_deletion(client: &Client, key: Bytes, from: i64) -> Result<(), Failure> {
-    let mut answers = watch_key(client, key, Vec::new(), from).await?;
-    while let Some(answer) = answers.next().await {
-        if answer?.events.iter().any(|event| event.r#type == 1) {
+    let mut answers = watch_key(client, key, Vec::new(), from);
+    while let Some(answer) = answers.next().await? {
+        if answer.events.iter().any(|event| event.r#type == 1) {
             return Ok(());
         }
     }
@@ -360,19 +356,18 @@ async fn observe(context: &Context, name: &str) -> Result<(), Failure> {
         let revision = answer.header.as_ref().map_or(0, |header| header.revision);
         let Some(leader) = answer.kvs.first().map(crate::output::decode_pair) else {
             let end = prefix_end(prefix.as_bytes());
-            let mut news = watch_key(&client, prefix.clone(), end, revision + 1).await?;
+            let mut news = watch_key(&client, prefix.clone(), end, revision + 1);
             // Somebody stands for election; who leads is looked up again.
-            while let Some(answer) = news.next().await {
-                if answer?.events.iter().any(|event| event.r#type == 0) {
+            while let Some(answer) = news.next().await? {
+                if answer.events.iter().any(|event| event.r#type == 0) {
                     break;
                 }
             }
             continue;
         };
         context.printer.range(&answer)?;
-        let mut news = watch_key(&client, leader.key.clone(), Vec::new(), revision + 1).await?;
-        'leads: while let Some(answer) = news.next().await {
-            let answer = answer?;
+        let mut news = watch_key(&client, leader.key.clone(), Vec::new(), revision + 1);
+        'leads: while let Some(answer) = news.next().await? {
             for event in &answer.events {
                 if event.r#type == 1 {
                     break 'leads;

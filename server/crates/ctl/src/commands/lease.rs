@@ -1,14 +1,20 @@
 //! lease.
 
+use std::time::{Duration, Instant};
+
 use metastore_proto::etcdserverpb as pb;
 use tokio_stream::StreamExt;
 
 use super::{Command, Context, command};
 use crate::client::Client;
+use crate::failover::is_lost;
 use crate::failure::{ExitCode, Failure, status_text};
 use crate::flags::{Kind, flag};
 use crate::output::Format;
 use crate::terminal::say;
+
+/// Pause before a renewal is tried at another member.
+const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
 pub(super) const COMMANDS: &[Command] = &[
     command(
@@ -152,15 +158,24 @@ async fn keep_alive(context: Context) -> Result<(), Failure> {
         }
         return context.printer.lease_keep_alive(&answer);
     }
+    let mut ends = None;
     loop {
-        let answer = renew(&client, id).await.map_err(bad_connection)?;
+        let answer = match renew(&client, id).await {
+            // The lease lives on while another member is looked for.
+            Err(status) if is_lost(&status) && ends.is_some_and(|end| Instant::now() < end) => {
+                tokio::time::sleep(RETRY_INTERVAL).await;
+                continue;
+            }
+            renewed => renewed.map_err(bad_connection)?,
+        };
         if answer.ttl <= 0 {
             break;
         }
+        ends = Some(Instant::now() + Duration::from_secs(answer.ttl.unsigned_abs()));
         context.printer.lease_keep_alive(&answer)?;
         // clientv3 renews when a third of the time is over.
         let third = f64::from(u32::try_from(answer.ttl).unwrap_or(u32::MAX)) / 3.0;
-        tokio::time::sleep(std::time::Duration::from_secs_f64(third)).await;
+        tokio::time::sleep(Duration::from_secs_f64(third)).await;
     }
     if context.printer.format == Format::Simple {
         say(format!("lease {id:016x} expired or revoked."));

@@ -8,11 +8,10 @@ use bytes::Bytes;
 use metastore_proto::EncodedKeyValue;
 use metastore_proto::etcdserverpb as pb;
 use pb::request_op::Request;
-use pb::watch_request::RequestUnion;
-use tokio_stream::StreamExt;
 
 use super::{Command, Context, command};
 use crate::client::{Client, Credentials, TlsOptions};
+use crate::failover::Watch;
 use crate::failure::Failure;
 use crate::flags::{Kind, flag};
 use crate::keys::prefix_end;
@@ -216,18 +215,14 @@ impl Mirror {
     /// Follows the changes from a revision on, one transaction for each revision.
     async fn follow(&self, source: &Client, start_revision: i64) -> Result<(), Failure> {
         let (key, range_end) = self.range();
-        let create = pb::WatchRequest {
-            request_union: Some(RequestUnion::CreateRequest(pb::WatchCreateRequest {
-                key,
-                range_end,
-                start_revision,
-                ..Default::default()
-            })),
+        let create = pb::WatchCreateRequest {
+            key,
+            range_end,
+            start_revision,
+            ..Default::default()
         };
-        let requests = tokio_stream::once(create).chain(tokio_stream::pending());
-        let mut answers = source.watch().watch(requests).await?.into_inner();
-        while let Some(answer) = answers.next().await {
-            let answer = answer?;
+        let mut answers = Watch::new(source, create);
+        while let Some(answer) = answers.next().await? {
             if answer.compact_revision != 0 {
                 return Err(Failure::error(
                     "etcdserver: mvcc: required revision has been compacted",

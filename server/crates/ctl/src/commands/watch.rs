@@ -11,6 +11,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use super::{Command, Context, command};
 use crate::client::Client;
+use crate::failover::Watch;
 use crate::failure::{ExitCode, Failure};
 use crate::flags::{Arguments, FlagSpec, Kind, flag};
 use crate::keys;
@@ -183,17 +184,12 @@ async fn watch(context: Context) -> Result<(), Failure> {
         false => Some(parse(&context.arguments, &environment)?),
     };
     let client = context.client().await?;
-    let mut watches = Watches::open(&client);
     let Some(wanted) = first else {
-        return interact(&context, watches, &environment).await;
+        return interact(&context, Watches::open(&client), &environment).await;
     };
-    // The stream's end is noticed when its answers end.
-    let _ = watches
-        .requests
-        .send(request(RequestUnion::CreateRequest(wanted.create)));
     let exec_of = [wanted.exec];
-    while let Some(answer) = watches.answers.recv().await {
-        let answer = answer?;
+    let mut watch = Watch::new(&client, wanted.create);
+    while let Some(answer) = watch.next().await? {
         let ended = answer.canceled;
         show(&context.printer, &answer, &exec_of).await?;
         if ended {
