@@ -1,5 +1,6 @@
 //! The JSON gateway: the same HTTP requests to etcd and to MetaStore.
 
+use metastore_tests::eventually;
 use metastore_tests::raw_http::{HttpAnswer, HttpRequest};
 
 use super::*;
@@ -526,6 +527,18 @@ async fn without_the_gateway_its_paths_do_not_exist() {
 async fn patroni_sees_what_etcd_shows_it() {
     within(async {
         let [etcd, ours] = both(&[]).await;
+        // A leader decides it some moments after its election.
+        for member in [&etcd, &ours] {
+            let limit = Duration::from_secs(20);
+            eventually("the version of the cluster is decided", limit, || async {
+                let answer = HttpRequest::new("GET", "/version").send(&member.address()).await;
+                match shown(&answer, &member.address()) {
+                    text if text.contains("not_decided") => Err(text),
+                    _ => Ok(()),
+                }
+            })
+            .await;
+        }
         let leader = "L3NlcnZpY2UvZGIvbGVhZGVy";
         let steps = [
             HttpRequest::new("GET", "/version"),
