@@ -207,11 +207,8 @@ impl KeyValueService {
         let mut keys = 0_u64;
         for range in ranges.filter(|range| !is_small(range)) {
             let found = count(&range.key, &range.range_end)?;
-            let limit = match u64::try_from(range.limit) {
-                Ok(limit @ 1..) => limit,
-                _ => u64::MAX,
-            };
-            keys = keys.saturating_add(found.min(limit));
+            let limit = u64::try_from(range.limit).ok().filter(|limit| *limit > 0);
+            keys = keys.saturating_add(found.min(limit.unwrap_or(found)));
         }
         let everything = Bytes::from_static(b"\0");
         let all = count(&everything, &everything)?;
