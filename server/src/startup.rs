@@ -48,6 +48,10 @@ use crate::waiters::Waiters;
 
 /// HTTP connections on the peer port that may wait to be served.
 const PEER_HTTP_CONNECTIONS_MAX: usize = 256;
+/// How long a new member that could serve clients waits for the version of the cluster.
+const CLUSTER_VERSION_WAIT_MAX: Duration = Duration::from_millis(500);
+/// How often it looks.
+const CLUSTER_VERSION_INTERVAL: Duration = Duration::from_millis(5);
 /// How long a stopping leader tries to hand over. With the rest of the stop the process ends within
 /// 1.5 s.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_millis(700);
@@ -519,6 +523,7 @@ fn serve_clients(node: &Arc<Node>, sockets: Vec<ClientSocket>) -> std::io::Resul
         {
             return;
         }
+        wait_for_cluster_version(&node).await;
         for socket in others {
             tracing::info!("ready to serve client requests");
             if let Err(error) = socket.serve(&threads) {
@@ -529,6 +534,18 @@ fn serve_clients(node: &Arc<Node>, sockets: Vec<ClientSocket>) -> std::io::Resul
         init_daemon::notify_ready();
     });
     Ok(())
+}
+
+/// Waits for the leader's first decision about the version of a new cluster, which takes it milliseconds when
+/// the other members can be asked. Until then nobody can join, and what depends on the version is refused.
+async fn wait_for_cluster_version(node: &Node) {
+    let decided = async {
+        while node.application.directory.current().version().is_none() {
+            tokio::time::sleep(CLUSTER_VERSION_INTERVAL).await;
+        }
+    };
+    // Serving matters more: the decision waits for members that may be down.
+    let _ = tokio::time::timeout(CLUSTER_VERSION_WAIT_MAX, decided).await;
 }
 
 /// Hands the leadership to the follower that has been connected longest, and writes what is in
