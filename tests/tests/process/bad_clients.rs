@@ -11,6 +11,9 @@ use metastore_tests::{Client, Member, MemberBuilder, Program, deadline};
 use super::bad_input::{PREFACE, connect, frame, header};
 use crate::{resident_bytes, within};
 
+/// Frames that a client sends one after the other, perhaps for ever.
+type Frames = Box<dyn Iterator<Item = Vec<u8>>>;
+
 /// The longest that a small read may take while somebody does harm, on a machine with other work.
 const SERVED_WITHIN: Duration = Duration::from_secs(2);
 /// What a single bad client may make the server hold.
@@ -92,7 +95,7 @@ async fn floods_of_frames_harm_nobody_else() {
             std::iter::once(range_headers(1, 4)).chain((0..100_000).map(|_| frame(0, 0, 1, &[])));
         // Many streams that are opened and never used.
         let idle = (0..50_000_u32).map(|number| range_headers(number * 2 + 1, 4));
-        let floods: [(&str, Box<dyn Iterator<Item = Vec<u8>>>); 7] = [
+        let floods: [(&str, Frames); 7] = [
             ("resets", Box::new(resets)),
             ("continuations", Box::new(continuations)),
             ("empty continuations", Box::new(empty_continuations)),
@@ -150,14 +153,14 @@ async fn endless_heads_of_http1_end_with_an_error() {
         let before = resident_bytes(&member);
         let line = format!("X-More: {}\r\n", "y".repeat(1000)).into_bytes();
         let head = b"GET /health HTTP/1.1\r\nHost: a\r\n".to_vec();
-        let many_lines = std::iter::once(head.clone()).chain((0..50_000).map(|_| line.clone()));
+        let many_lines = std::iter::once(head.clone()).chain(std::iter::repeat_n(line, 50_000));
         let one_line = std::iter::once([head, b"X-Long: ".to_vec()].concat())
             .chain((0..50_000).map(|_| vec![b'y'; 1000]));
         let long_target =
             std::iter::once(b"GET /".to_vec()).chain((0..50_000).map(|_| vec![b'y'; 1000]));
         let small = (0..200_000).map(|_| b"A:b\r\n".to_vec());
         let small = std::iter::once(b"GET /health HTTP/1.1\r\n".to_vec()).chain(small);
-        let bombs: [(&str, Box<dyn Iterator<Item = Vec<u8>>>); 4] = [
+        let bombs: [(&str, Frames); 4] = [
             ("many lines", Box::new(many_lines)),
             ("one line", Box::new(one_line)),
             ("a long target", Box::new(long_target)),

@@ -424,7 +424,9 @@ impl Consensus {
                 }
             }
         };
-        match tokio::time::timeout(self.inner.options.election_timeout, becomes_ready).await {
+        // Rare, so it takes no place in the future of each proposal.
+        let limit = self.inner.options.election_timeout;
+        match Box::pin(tokio::time::timeout(limit, becomes_ready)).await {
             Ok(true) => Ok(()),
             Ok(false) | Err(_) => Err(self.other_leader()),
         }
