@@ -676,7 +676,7 @@ mod tests {
         size_of::<F>()
     }
 
-    /// Futures are copied when they are made, some KiB of them for each layer once.
+    /// Futures are copied when they are made and when they become a task. No more than a page of memory each.
     #[test]
     fn futures_of_the_hot_calls_are_small() {
         let credentials: &'static Credentials = Box::leak(Box::default());
@@ -694,7 +694,7 @@ mod tests {
                 bytes_of_answer(|service, txn| service.txn(txn, credentials, None)),
             ),
         ] {
-            assert!(bytes <= 3072, "{name}: {bytes} bytes");
+            assert!(bytes <= 4096, "{name}: {bytes} bytes");
         }
     }
 }
