@@ -592,10 +592,24 @@ fn url(name: &str) -> String {
     format!("http://{name}-0.c-peer.n.svc:2380")
 }
 
-/// Runs one history; panics with its trace.
+/// Runs one history in a world; panics with its trace.
+fn traced(seed: u64, mut world: World, history: impl FnOnce(&mut World)) {
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| history(&mut world)));
+    if let Err(panic) = outcome {
+        let from = world.trace.len().saturating_sub(60);
+        eprintln!(
+            "{}\nlist: {:?}\nSEED={seed}",
+            world.trace[from..].join("\n"),
+            world.list
+        );
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// Things fail, then nothing does.
 fn run(seed: u64) {
-    let mut world = World::new(seed, [1, 3, 5][(seed % 3) as usize]);
-    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+    let world = World::new(seed, [1, 3, 5][(seed % 3) as usize]);
+    traced(seed, world, |world| {
         for _ in 0..STORM_STEPS {
             if world.random.random_bool(0.2) {
                 world.fail();
@@ -621,16 +635,7 @@ fn run(seed: u64) {
         assert_eq!(world.list.len(), wanted);
         assert_eq!(world.sets.len(), wanted);
         assert!(world.sets.values().all(|set| set.hash == world.hash()));
-    }));
-    if let Err(panic) = outcome {
-        let from = world.trace.len().saturating_sub(60);
-        eprintln!(
-            "{}\nlist: {:?}\nSEED={seed}",
-            world.trace[from..].join("\n"),
-            world.list
-        );
-        std::panic::resume_unwind(panic);
-    }
+    });
 }
 
 #[test]
@@ -646,8 +651,8 @@ fn whatever_fails_the_majority_stays_and_the_wanted_state_is_reached() {
 
 /// After a storm a majority loses its volumes for good, and a person names the survivor.
 fn lose_the_majority(seed: u64) {
-    let mut world = World::new(seed, [3, 5][(seed % 2) as usize]);
-    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+    let world = World::new(seed, [3, 5][(seed % 2) as usize]);
+    traced(seed, world, |world| {
         for _ in 0..STORM_STEPS {
             if world.random.random_bool(0.1) {
                 world.fail();
@@ -700,16 +705,7 @@ fn lose_the_majority(seed: u64) {
         let wanted = usize::try_from(world.spec.replicas).unwrap();
         assert_eq!(world.voters().len(), wanted, "not the wanted voters");
         assert!(world.task.as_ref().is_some_and(is_over), "the task is open");
-    }));
-    if let Err(panic) = outcome {
-        let from = world.trace.len().saturating_sub(60);
-        eprintln!(
-            "{}\nlist: {:?}\nSEED={seed}",
-            world.trace[from..].join("\n"),
-            world.list
-        );
-        std::panic::resume_unwind(panic);
-    }
+    });
 }
 
 #[test]

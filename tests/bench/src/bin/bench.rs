@@ -229,12 +229,16 @@ fn heading(arguments: &Arguments, shape: &str) -> String {
                 "--metastore",
                 "--data",
                 "--page",
+                "--results",
                 "--second-opinion",
             ]
             .contains(&word.as_str())
         })
         .collect();
-    let command = format!("make bench {}", words.join(" "));
+    let command = match words.as_slice() {
+        [] => "make bench".to_owned(),
+        words => format!("make bench ARGUMENTS=\"{}\"", words.join(" ")),
+    };
     format!(
         "Measured {} with `{}`; {} alternations ({} of the large load). {shape}\n\n\
          A ratio is ours divided by etcd's in the same alternation; the table shows the median and \
