@@ -5,15 +5,19 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use metastore_consensus::state_machine::{
-    AppliedState, CommittedEntry, EntryPayload, SnapshotFiles, StateMachine, StateMachineError,
+    AppliedState, CommittedEntry, EntryPayload, Reply, SnapshotFiles, StateMachine,
+    StateMachineError,
 };
 use metastore_proto::etcdserverpb::WatchCreateRequest;
-use metastore_proto::internal::Command;
+use metastore_proto::internal::{Bootstrap, Command, MemberRecord, MembershipCommand};
+use metastore_server::member_directory::{Directory, MemberDirectory};
 use metastore_store::{Applier, MemoryEngine, Reader, StoreOptions};
 use metastore_watch::{Hub, HubOptions, WatchOutput};
 use parking_lot::Mutex;
 use prost::Message;
 use tokio::sync::mpsc;
+
+use crate::member::FIRST_MEMBERS;
 
 /// What of a member's state machine survives the end of its process.
 #[derive(Default)]
@@ -28,6 +32,8 @@ pub(crate) struct Machine {
     directory: PathBuf,
     kept: Arc<Mutex<Kept>>,
     state: Mutex<State>,
+    /// The server's own list of members, replicated as in the server.
+    pub(crate) members: MemberDirectory,
     hub: Hub,
 }
 
@@ -67,6 +73,7 @@ impl Machine {
         };
         let (applier, reader) = open(engine)?;
         let hub = Hub::new(reader.clone(), HubOptions::default());
+        let members = MemberDirectory::new(Directory::load(&reader).map_err(failed)?);
         let state = Mutex::new(State {
             applied,
             applier,
@@ -76,6 +83,7 @@ impl Machine {
             directory,
             kept,
             state,
+            members,
             hub,
         })
     }
@@ -109,6 +117,29 @@ impl Machine {
         }
     }
 
+    /// The first membership has no command: it is that of the members that form the cluster.
+    fn change_members(
+        &self,
+        applier: &mut Applier,
+        command: Bytes,
+    ) -> Result<(), StateMachineError> {
+        if command.is_empty() {
+            let members = FIRST_MEMBERS.map(|id| MemberRecord {
+                id,
+                ..MemberRecord::default()
+            });
+            let bootstrap = Bootstrap {
+                members: members.into(),
+                ..Bootstrap::default()
+            };
+            self.members.apply_bootstrap(applier, bootstrap);
+            return Ok(());
+        }
+        let command = MembershipCommand::decode(command).map_err(failed)?;
+        let applied = self.members.apply_membership(applier, command);
+        applied.map(|_| ()).map_err(failed)
+    }
+
     fn fresh_directory(&self) -> PathBuf {
         let mut kept = self.kept.lock();
         kept.next_directory += 1;
@@ -128,7 +159,7 @@ impl StateMachine for Machine {
     ) -> Result<(), StateMachineError> {
         let mut state = self.state.lock();
         let mut memberships = memberships.into_iter();
-        let mut answers = Vec::new();
+        let mut answers: Vec<(_, Reply)> = Vec::new();
         for entry in entries {
             let next = state.applied.position.map_or(0, |before| before.index + 1);
             if entry.position.index != next {
@@ -143,9 +174,13 @@ impl StateMachine for Machine {
                     let command = Command::decode(bytes).map_err(failed)?;
                     let term = entry.position.term;
                     let result = state.applier.execute(&command, term).map_err(failed)?;
-                    answers.extend(entry.responder.map(|responder| (responder, result)));
+                    let responder = entry.responder;
+                    answers.extend(responder.map(|responder| (responder, Box::new(result) as _)));
                 }
-                EntryPayload::Membership(_) => {
+                EntryPayload::Membership(command) => {
+                    self.change_members(&mut state.applier, command)?;
+                    let responder = entry.responder;
+                    answers.extend(responder.map(|responder| (responder, Box::new(()) as _)));
                     let membership = memberships.next();
                     state.applied.membership =
                         membership.ok_or_else(|| failed("a membership is missing"))?;
@@ -158,7 +193,7 @@ impl StateMachine for Machine {
         self.hub.publish(committed.events, committed.revision);
         settle(&self.hub)?;
         for (responder, result) in answers {
-            responder(Box::new(result));
+            responder(result);
         }
         Ok(())
     }
@@ -199,6 +234,8 @@ impl StateMachine for Machine {
         std::fs::rename(directory, &own).map_err(failed)?;
         let engine = MemoryEngine::open_checkpoint(&own).map_err(failed)?;
         let (applier, reader) = open(engine)?;
+        let members = Directory::load(&reader).map_err(failed)?;
+        self.members.replace(members);
         let mut kept = self.kept.lock();
         kept.snapshot = Some(SnapshotFiles {
             applied: applied.clone(),

@@ -22,7 +22,10 @@ use tokio::time::Instant;
 use crate::machine::{Kept, Machine};
 use crate::network::Network;
 
-pub(crate) const MEMBERS: [u64; 3] = [1, 2, 3];
+/// Those that form the cluster.
+pub(crate) const FIRST_MEMBERS: [u64; 3] = [1, 2, 3];
+/// Ids are never used again, so a simulation can add members as long as there are some left.
+pub(crate) const MEMBER_ID_MAX: u64 = 14;
 const CLUSTER: u64 = 0x51;
 /// Shorter than in production, so that more happens in a simulated second.
 const HEARTBEAT: Duration = Duration::from_millis(30);
@@ -100,6 +103,11 @@ pub(crate) struct Member {
     /// Set when the disk of this process is about to fail, and with it the process.
     pub(crate) doomed: Arc<AtomicBool>,
     pub(crate) paused_until: u64,
+    /// Another member told this one that it was removed.
+    pub(crate) told_removed: Arc<AtomicBool>,
+    started: bool,
+    /// It ended because it was removed, and never comes back.
+    pub(crate) gone: bool,
     /// Whether its log acknowledges without a sync: a fault that the simulation must find.
     forgetful: bool,
     ended: Option<End>,
@@ -127,6 +135,9 @@ impl Member {
             disk_delay: Arc::default(),
             doomed: Arc::default(),
             paused_until: 0,
+            told_removed: Arc::default(),
+            started: false,
+            gone: false,
             forgetful,
             ended: None,
             clock: None,
@@ -139,6 +150,11 @@ impl Member {
 
     pub(crate) fn is_up(&self) -> bool {
         self.clock.is_some()
+    }
+
+    /// It has started once, and was not removed.
+    pub(crate) fn exists(&self) -> bool {
+        self.started && !self.gone
     }
 
     pub(crate) fn run_until(&self, tick: u64) {
@@ -163,7 +179,8 @@ impl Member {
         self.paused_until = 0;
     }
 
-    /// Starts the member, from what its disk has kept.
+    /// Starts the member, from what its disk has kept. With an empty disk one of the first members
+    /// forms the cluster, and another waits until a leader finds it.
     pub(crate) fn start(&mut self, tick: u64) {
         match self.ended.take() {
             Some(End::PowerLost) => {
@@ -174,6 +191,7 @@ impl Member {
             Some(End::Killed) => self.disk.kill_processes(),
             None => {}
         }
+        self.started = true;
         self.doomed = Arc::default();
         let clock = Clock::new(tick);
         let (sender, receiver) = mpsc::unbounded_channel();
@@ -189,6 +207,7 @@ impl Member {
             told: Told {
                 member: self.id,
                 doomed: self.doomed.clone(),
+                removed: self.told_removed.clone(),
                 failures: self.failures.clone(),
             },
             seed: self.random.random(),
@@ -251,17 +270,19 @@ impl Parts {
             options,
             log,
             machine.clone(),
-            Arc::new(Directory),
+            Arc::new(Directory(machine.clone())),
             self.network.connector(self.id),
             vec![self.network.listen(self.id)],
             Arc::new(self.told),
         )
         .await
         .map_err(|error| error.to_string())?;
-        consensus
-            .initialize(MEMBERS.into())
-            .await
-            .map_err(|error| error.to_string())?;
+        if FIRST_MEMBERS.contains(&self.id) {
+            consensus
+                .initialize(FIRST_MEMBERS.into())
+                .await
+                .map_err(|error| error.to_string())?;
+        }
         let running = Arc::new(Running { consensus, machine });
         while let Some(request) = requests.recv().await {
             tokio::spawn(request(running.clone()));
@@ -282,7 +303,7 @@ async fn turn_disk(log: RaftLog, delay: Arc<AtomicU64>, seed: u64) {
 }
 
 /// The port is the member.
-struct Directory;
+struct Directory(Arc<Machine>);
 
 impl PeerDirectory for Directory {
     fn addresses(&self, member: u64) -> Vec<PeerAddress> {
@@ -294,12 +315,13 @@ impl PeerDirectory for Directory {
         }]
     }
 
-    fn is_removed(&self, _member: u64) -> bool {
-        false
+    fn is_removed(&self, member: u64) -> bool {
+        self.0.members.current().removed.contains(&member)
     }
 
     fn is_member(&self, member: u64) -> bool {
-        MEMBERS.contains(&member)
+        let directory = self.0.members.current();
+        directory.members.contains_key(&member)
     }
 }
 
@@ -307,6 +329,7 @@ impl PeerDirectory for Directory {
 struct Told {
     member: u64,
     doomed: Arc<AtomicBool>,
+    removed: Arc<AtomicBool>,
     failures: Arc<Mutex<Vec<String>>>,
 }
 
@@ -320,10 +343,7 @@ impl PeerHandler for Told {
     fn foreign_connection(&self, _stream: BoxedStream) {}
 
     fn removed(&self) {
-        self.failures.lock().push(format!(
-            "member {} was told that it is removed",
-            self.member
-        ));
+        self.removed.store(true, Ordering::Relaxed);
     }
 
     fn fatal(&self, message: String) {
