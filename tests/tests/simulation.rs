@@ -1,8 +1,9 @@
 //! A cluster in one process, in virtual time, from one seed: members lose their network, their power
 //! and their time, they are added, promoted and removed meanwhile, and clients must not notice more
-//! than that it takes longer.
+//! than that it takes longer: their histories stay linearizable, their watches complete, and their
+//! leases live as long as they were promised.
 //!
-//! Real are consensus, the log, the store and the list of members; the disks, the network, the clocks and the glue between
+//! Real are consensus, the log, the store, the leases and the list of members; the disks, the network, the clocks and the glue between
 //! consensus and the store are the simulation's. Each member has a runtime of its own, so that it can
 //! end at any moment, as a process does, and stand still while the others go on.
 //!
@@ -27,6 +28,8 @@ use tokio::sync::oneshot;
 mod administrator;
 #[path = "simulation/clients.rs"]
 mod clients;
+#[path = "simulation/leases.rs"]
+mod leases;
 #[path = "simulation/machine.rs"]
 mod machine;
 #[path = "simulation/member.rs"]
@@ -36,6 +39,7 @@ mod network;
 
 use administrator::administrator;
 use clients::{Shared, client, value_of, watcher};
+use leases::{LeaseEnds, tenant};
 use member::{Clock, End, FIRST_MEMBERS, MEMBER_ID_MAX, Member, Request, Running};
 use metastore_consensus::{ConsensusStatus, MembershipChange};
 use network::Network;
@@ -51,6 +55,7 @@ const FRESH_RUNS: u64 = 12;
 const FORGETFUL_RUNS_MAX: u32 = 40;
 const CLIENTS: u32 = 5;
 const WATCHERS: u32 = 2;
+const TENANTS: u32 = 3;
 /// Ticks are milliseconds. First faults, and their end.
 const FAULTS_BEGIN: u64 = 1_000;
 const FAULTS_END: u64 = 10_000;
@@ -89,21 +94,33 @@ impl Simulation {
         let directory = tempfile::tempdir().unwrap();
         let network = Network::new(seed);
         let failures: Arc<Mutex<Vec<String>>> = Arc::default();
+        let lease_ends: Arc<LeaseEnds> = Arc::default();
         let mut members = BTreeMap::new();
         for id in 1..=MEMBER_ID_MAX {
             let own = directory.path().join(id.to_string());
             std::fs::create_dir(&own).unwrap();
-            let member = Member::new(id, own, network.clone(), failures.clone(), seed, forgetful);
+            let member = Member::new(
+                id,
+                own,
+                network.clone(),
+                failures.clone(),
+                lease_ends.clone(),
+                seed,
+                forgetful,
+            );
             members.insert(id, member);
         }
         let doors = members.values().map(|member| member.door.clone()).collect();
-        let shared = Arc::new(Shared::new(doors));
+        let shared = Arc::new(Shared::new(doors, lease_ends));
         let clients = Clock::new(0);
         for id in 0..CLIENTS {
             clients.runtime.spawn(client(shared.clone(), id, seed));
         }
         for id in 0..WATCHERS {
             clients.runtime.spawn(watcher(shared.clone(), id, seed));
+        }
+        for id in 0..TENANTS {
+            clients.runtime.spawn(tenant(shared.clone(), id, seed));
         }
         clients.runtime.spawn(administrator(shared.clone(), seed));
         for id in FIRST_MEMBERS {
@@ -125,6 +142,10 @@ impl Simulation {
 
     fn step(&mut self) -> Result<(), String> {
         self.tick += 1;
+        self.shared
+            .lease_ends
+            .now
+            .store(self.tick, Ordering::Relaxed);
         for event in self.events.remove(&self.tick).unwrap_or_default() {
             self.happen(event);
         }
@@ -383,6 +404,10 @@ impl Simulation {
         self.step_until("the clients end", |this| {
             Arc::strong_count(&this.shared) == 1
         })?;
+        self.step_until("all leases have ended", |this| {
+            this.shared.lease_ends.alive() == 0
+        })?;
+        self.shared.lease_ends.check()?;
         let members = self.equal_members()?;
         self.compare_members(&members)?;
         let removed = self.check_directory(members[0])?;
@@ -509,7 +534,7 @@ impl Simulation {
         let watches = std::mem::take(&mut *self.shared.watches.lock());
         let summary = format!(
             "{} operations, {} changes, {} watched in {} parts, {} faults, {} changes of members, \
-             {} snapshots installed, {} ms",
+             {} leases ended, {} snapshots installed, {} ms",
             operations.len(),
             events.len(),
             watches
@@ -520,6 +545,7 @@ impl Simulation {
             watches.len(),
             self.faults.len(),
             self.shared.changes.acknowledged.lock().len(),
+            self.shared.lease_ends.ended(),
             self.members
                 .values()
                 .map(|member| member.kept.lock().installed)

@@ -22,6 +22,7 @@ use rand::{Rng, SeedableRng};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::administrator::Changes;
+use crate::leases::LeaseEnds;
 use crate::member::{Door, Request, Running};
 
 const KEYS: u32 = 4;
@@ -42,13 +43,14 @@ pub(crate) struct Shared {
     pub(crate) watches: Mutex<Vec<WatchRecord>>,
     /// What the administrator did.
     pub(crate) changes: Changes,
+    pub(crate) lease_ends: Arc<LeaseEnds>,
     /// Everything happens on one thread, so a counter is a clock that never stands still.
     stamps: AtomicI64,
     values: AtomicU64,
 }
 
 impl Shared {
-    pub(crate) fn new(doors: Vec<Door>) -> Self {
+    pub(crate) fn new(doors: Vec<Door>, lease_ends: Arc<LeaseEnds>) -> Self {
         Self {
             doors,
             stop: AtomicBool::new(false),
@@ -56,6 +58,7 @@ impl Shared {
             operations: Mutex::default(),
             watches: Mutex::default(),
             changes: Changes::default(),
+            lease_ends,
             stamps: AtomicI64::new(1),
             values: AtomicU64::new(1),
         }

@@ -10,14 +10,16 @@ use metastore_consensus::state_machine::{
 };
 use metastore_proto::etcdserverpb::WatchCreateRequest;
 use metastore_proto::internal::{Bootstrap, Command, MemberRecord, MembershipCommand};
+use metastore_server::lease_manager::LeaseManager;
 use metastore_server::member_directory::{Directory, MemberDirectory};
-use metastore_store::{Applier, MemoryEngine, Reader, StoreOptions};
+use metastore_store::{Applier, LeaseChange, MemoryEngine, Reader, StoreOptions};
 use metastore_watch::{Hub, HubOptions, WatchOutput};
 use parking_lot::Mutex;
 use prost::Message;
 use tokio::sync::mpsc;
 
-use crate::member::FIRST_MEMBERS;
+use crate::leases::LeaseEnds;
+use crate::member::{ELECTION_TIMEOUT, FIRST_MEMBERS};
 
 /// What of a member's state machine survives the end of its process.
 #[derive(Default)]
@@ -34,6 +36,10 @@ pub(crate) struct Machine {
     state: Mutex<State>,
     /// The server's own list of members, replicated as in the server.
     pub(crate) members: MemberDirectory,
+    /// The server's own judgement of who expires when.
+    pub(crate) leases: LeaseManager,
+    /// When leases ended, for whoever knows when they must not.
+    ends: Arc<LeaseEnds>,
     hub: Hub,
 }
 
@@ -62,6 +68,7 @@ impl Machine {
     pub(crate) fn open(
         directory: PathBuf,
         kept: Arc<Mutex<Kept>>,
+        ends: Arc<LeaseEnds>,
     ) -> Result<Self, StateMachineError> {
         let snapshot = kept.lock().snapshot.clone();
         let (engine, applied) = match snapshot {
@@ -74,6 +81,8 @@ impl Machine {
         let (applier, reader) = open(engine)?;
         let hub = Hub::new(reader.clone(), HubOptions::default());
         let members = MemberDirectory::new(Directory::load(&reader).map_err(failed)?);
+        let leases = LeaseManager::new(ELECTION_TIMEOUT, false);
+        leases.load(&reader).map_err(failed)?;
         let state = Mutex::new(State {
             applied,
             applier,
@@ -84,6 +93,8 @@ impl Machine {
             kept,
             state,
             members,
+            leases,
+            ends,
             hub,
         })
     }
@@ -189,6 +200,12 @@ impl StateMachine for Machine {
             state.applied.position = Some(entry.position);
         }
         let committed = state.applier.commit().map_err(failed)?;
+        self.leases.apply(&committed.lease_changes);
+        for change in &committed.lease_changes {
+            if let LeaseChange::Revoked { id } = change {
+                self.ends.note(*id);
+            }
+        }
         drop(state);
         self.hub.publish(committed.events, committed.revision);
         settle(&self.hub)?;
@@ -236,6 +253,7 @@ impl StateMachine for Machine {
         let (applier, reader) = open(engine)?;
         let members = Directory::load(&reader).map_err(failed)?;
         self.members.replace(members);
+        self.leases.load(&reader).map_err(failed)?;
         let mut kept = self.kept.lock();
         kept.snapshot = Some(SnapshotFiles {
             applied: applied.clone(),

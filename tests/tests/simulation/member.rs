@@ -19,6 +19,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use crate::leases::{LeaseEnds, expire_leases, follow_leadership};
 use crate::machine::{Kept, Machine};
 use crate::network::Network;
 
@@ -29,7 +30,7 @@ pub(crate) const MEMBER_ID_MAX: u64 = 14;
 const CLUSTER: u64 = 0x51;
 /// Shorter than in production, so that more happens in a simulated second.
 const HEARTBEAT: Duration = Duration::from_millis(30);
-const ELECTION_TIMEOUT: Duration = Duration::from_millis(300);
+pub(crate) const ELECTION_TIMEOUT: Duration = Duration::from_millis(300);
 /// Few, so that members which were away for a while need a snapshot.
 const SNAPSHOT_ENTRIES: u64 = 150;
 const CATCHUP_ENTRIES: u64 = 40;
@@ -110,6 +111,7 @@ pub(crate) struct Member {
     pub(crate) gone: bool,
     /// Whether its log acknowledges without a sync: a fault that the simulation must find.
     forgetful: bool,
+    lease_ends: Arc<LeaseEnds>,
     ended: Option<End>,
     clock: Option<Clock>,
     directory: PathBuf,
@@ -124,6 +126,7 @@ impl Member {
         directory: PathBuf,
         network: Network,
         failures: Arc<Mutex<Vec<String>>>,
+        lease_ends: Arc<LeaseEnds>,
         seed: u64,
         forgetful: bool,
     ) -> Self {
@@ -139,6 +142,7 @@ impl Member {
             started: false,
             gone: false,
             forgetful,
+            lease_ends,
             ended: None,
             clock: None,
             directory,
@@ -204,6 +208,7 @@ impl Member {
             network: self.network.clone(),
             disk_delay: self.disk_delay.clone(),
             forgetful: self.forgetful,
+            lease_ends: self.lease_ends.clone(),
             told: Told {
                 member: self.id,
                 doomed: self.doomed.clone(),
@@ -236,6 +241,7 @@ struct Parts {
     network: Network,
     disk_delay: Arc<AtomicU64>,
     forgetful: bool,
+    lease_ends: Arc<LeaseEnds>,
     told: Told,
     seed: u64,
 }
@@ -255,8 +261,8 @@ impl Parts {
         let log = RaftLog::open_stepwise(Arc::new(self.disk), &path, identity, log_options)
             .map_err(|error| error.to_string())?;
         tokio::spawn(turn_disk(log.clone(), self.disk_delay, self.seed));
-        let machine =
-            Machine::open(self.directory, self.kept).map_err(|error| error.to_string())?;
+        let machine = Machine::open(self.directory, self.kept, self.lease_ends)
+            .map_err(|error| error.to_string())?;
         let machine = Arc::new(machine);
         let options = ConsensusOptions {
             heartbeat_interval: HEARTBEAT,
@@ -284,6 +290,8 @@ impl Parts {
                 .map_err(|error| error.to_string())?;
         }
         let running = Arc::new(Running { consensus, machine });
+        tokio::spawn(follow_leadership(running.clone()));
+        tokio::spawn(expire_leases(running.clone()));
         while let Some(request) = requests.recv().await {
             tokio::spawn(request(running.clone()));
         }
