@@ -36,7 +36,7 @@ use crate::listen::{ClientThreads, Traffic};
 use crate::listeners::{self, ClientSocket};
 use crate::member_directory::MemberDirectory;
 use crate::node::{GRPC_OVERHEAD_BYTES, Node};
-use crate::observe::metrics::{LogObserver, METRICS};
+use crate::observe::metrics::{LogObserver, METRICS, runtimes};
 use crate::observe::traces;
 use crate::peer_activity;
 use crate::peer_service::{PeerEvent, PeerService};
@@ -221,6 +221,7 @@ pub fn run(config: Config) -> Result<(), RunError> {
         .enable_all()
         .thread_name("admin")
         .build()?;
+    runtimes::register(&runtime);
     runtime.block_on(run_async(config))
 }
 

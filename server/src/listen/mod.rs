@@ -24,6 +24,7 @@ use tokio::sync::mpsc;
 use crate::client_limits::ClientAddress;
 use crate::http::{HttpRoutes, HttpService};
 use crate::node::Node;
+use crate::observe::metrics::runtimes;
 use crate::rpc::compression;
 use crate::rpc::services::GrpcServices;
 use crate::rpc::unary::ResponseBody;
@@ -137,6 +138,7 @@ impl ClientThreads {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()?;
+            runtimes::register(&runtime);
             let serving = Arc::clone(&serving);
             thread::Builder::new()
                 .name(format!("client-{number}"))
