@@ -1,9 +1,9 @@
-//! How much of the past comes in one answer of a watch.
+//! How much of the past comes in one answer of a watch, and in which term a cluster begins.
 
 use futures::StreamExt;
 use metastore_proto::etcdserverpb as pb;
 use metastore_tests::client::Client;
-use metastore_tests::deadline;
+use metastore_tests::{Cluster, deadline};
 use pb::watch_request::RequestUnion;
 
 use super::*;
@@ -106,6 +106,22 @@ async fn answers_with_the_past_stay_below_the_default_limit_of_clients() {
         let counts = events_of_answers(&client, "a", 1, 60).await;
         assert!(counts.len() >= 3, "{counts:?}");
         assert!(counts[0] >= 15, "{counts:?}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_cluster_begins_in_the_term_in_which_etcd_begins() {
+    metastore_tests::within(TEST_LIMIT, async {
+        for program in [Program::Etcd, programs::subject()] {
+            let member = Member::start(program).await;
+            let status = member.client().status().await.unwrap();
+            let header = status.header.unwrap();
+            assert_eq!((header.raft_term, status.raft_term), (2, 2), "{program:?}");
+        }
+        let cluster = Cluster::start(programs::subject(), 3).await;
+        let (_, term) = cluster.leader_except(None).await;
+        assert!(term >= 2, "term {term} of three members");
     })
     .await;
 }
