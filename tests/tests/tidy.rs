@@ -561,6 +561,7 @@ const FIELDS_WITH_OTHER_NAMES: &[(&str, &str)] = &[
     ("discovery-password", "user"),
     // `TlsSettings`, one for clients and one for members.
     ("client-crl-file", "crl_file"),
+    ("client-cert-allowed-cn", "allowed_common_names"),
     ("client-cert-allowed-hostname", "allowed_hostnames"),
     ("auto-tls", "auto"),
     ("peer-cert-file", "peer_tls"),

@@ -7,6 +7,7 @@
 mod connection;
 mod endpoints;
 mod executor;
+mod grpc_refusal;
 pub mod peer_certificate;
 pub mod sockets;
 
@@ -58,6 +59,9 @@ impl Services {
                 request.extensions_mut().insert(ClientAddress(remote));
             }
             return Arc::clone(self).call_http(request, traffic).boxed();
+        }
+        if let Some(refusal) = grpc_refusal::refusal(&request) {
+            return std::future::ready(refusal).boxed();
         }
         if compression::is_announced(&request) {
             return compression::call(self.grpc.clone(), request, remote).boxed();
