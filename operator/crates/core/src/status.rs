@@ -9,7 +9,7 @@ use metastore_operator_api::{
 };
 
 use crate::classify::{Class, is_healthy, listed_of};
-use crate::decide::{Context, Step, leader_id};
+use crate::decide::{Context, Step, UNREACHABLE_TEXT, leader_id};
 use crate::observation::{AlarmKind, MemberObservation, MemberPhase, Observation};
 
 /// A certificate that ends sooner should have been renewed long ago.
@@ -364,7 +364,7 @@ fn available(context: &Context<'_>, step: &Step) -> Fact {
             reasons::AS_EXPECTED,
             "a majority of the members serves",
         ),
-        Class::Unreachable => Fact::unknown(reasons::UNREACHABLE, step.why.clone()),
+        Class::Unreachable => Fact::unknown(reasons::UNREACHABLE, UNREACHABLE_TEXT),
         Class::SplitBrain => Fact::unknown(
             reasons::SPLIT_BRAIN_SUSPECTED,
             "members belong to different clusters",

@@ -211,6 +211,8 @@ fn two_cluster_ids_freeze_everything() {
     assert!(is_wait(&decision));
     assert_eq!(state_of(&decision, "ClusterIDConsistent").0, "False");
     assert_eq!(decision.status.phase, Phase::Frozen);
+    seen.stale_objects = vec!["Service/c".into()];
+    assert!(is_wait(&decide(&spec, &seen, now())));
 }
 
 #[test]
@@ -226,6 +228,11 @@ fn members_that_only_the_operator_does_not_reach_are_left_alone() {
         state_of(&decision, "Available"),
         ("Unknown".into(), "Unreachable".into())
     );
+    // A rotation by deleting all Secrets takes the operator's own certificate, too: it is written anew.
+    seen.stale_objects = vec!["Secret/c-client-tls".into()];
+    let decision = decide(&spec, &seen, now());
+    assert_eq!(decision.action, Action::ApplyStaticObjects);
+    assert_eq!(state_of(&decision, "Available").0, "Unknown");
 }
 
 #[test]
