@@ -348,7 +348,7 @@ pub struct SchedulingSpec {
     /// Are members kept apart?
     #[serde(default)]
     pub spread: Spread,
-    /// Over what they are spread.
+    /// Labels of nodes over which they are spread. With `Required`, nodes without one of them are not used.
     #[serde(default = "default_topology_keys")]
     #[schemars(length(max = 4))]
     pub topology_keys: Vec<String>,
@@ -397,7 +397,8 @@ pub enum Spread {
     /// Where it is possible.
     #[default]
     Preferred,
-    /// Always: a member that cannot be kept apart does not start.
+    /// Always: a member that cannot be kept apart does not start, and nodes without one of the labels are not
+    /// used.
     Required,
 }
 
