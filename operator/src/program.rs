@@ -124,7 +124,6 @@ async fn make_context(settings: &Settings, client: Client) -> anyhow::Result<Con
         telemetry: Arc::new(Telemetry::new()?),
         recorder: Recorder::new(client.clone(), reporter),
         capabilities: ArcSwap::from_pointee(capabilities(&client).await),
-        compares_versions: false,
         client,
     })
 }
