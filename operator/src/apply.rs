@@ -74,6 +74,7 @@ impl Applier<'_> {
             Action::Defragment { name } => self.defragment(name).await,
             Action::Disarm(alarm) => Ok(self.leader()?.disarm(*alarm).await?),
             Action::EnableAuth => self.enable_auth().await,
+            Action::DisableAuth => Ok(self.leader()?.disable_auth().await?),
             Action::Task { name, step } => self.task(name, step).await,
             Action::SetFinalizer { present } => self.set_finalizer(*present).await,
             Action::DeleteData => self.delete_data().await,

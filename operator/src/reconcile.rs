@@ -240,6 +240,7 @@ fn action_name(action: &Action) -> &'static str {
         Action::Defragment { .. } => "Defragment",
         Action::Disarm(_) => "Disarm",
         Action::EnableAuth => "EnableAuth",
+        Action::DisableAuth => "DisableAuth",
         Action::Task { .. } => "Task",
         Action::SetFinalizer { .. } => "SetFinalizer",
         Action::DeleteData => "DeleteData",

@@ -649,7 +649,8 @@ pub struct GivenSecrets {
 #[serde(rename_all = "camelCase")]
 pub struct AuthSpec {
     /// Must clients log in? When it becomes true, the operator makes the user `root` and switches
-    /// authentication on. Mutable.
+    /// authentication on. When it becomes false, authentication is switched off; users and roles stay.
+    /// Mutable.
     #[serde(default)]
     pub enabled: bool,
     /// The Secret with the password of `root` in the key `password`. Absent: `<cluster>-root`, which the

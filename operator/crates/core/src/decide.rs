@@ -1077,6 +1077,11 @@ fn volume_growth(context: &Context<'_>) -> Option<Step> {
 /// A new template, member by member: the sick ones without a gate, then followers, the leader last and only
 /// after it has handed over. Each healthy one only while all are, so that never more than one is away.
 fn rolling(context: &Context<'_>) -> Option<Step> {
+    // A member that starts without its certificate ends at once.
+    let certificates = &context.seen.certificates;
+    if certificates.is_enabled && !certificates.is_ready {
+        return None;
+    }
     if let Some(step) = roll_sick_member(context) {
         return Some(step);
     }
@@ -1178,12 +1183,20 @@ fn too_few_voters(context: &Context<'_>) -> Option<Step> {
 }
 
 fn authentication(context: &Context<'_>) -> Option<Step> {
-    let is_needed = context.spec.auth.enabled
-        && context.seen.is_auth_enabled == Some(false)
-        && context.class == Class::Healthy;
-    is_needed.then(|| {
-        Step::new(Action::EnableAuth, "authentication is to be on").of(reasons::ENABLING_AUTH, None)
-    })
+    if context.class != Class::Healthy {
+        return None;
+    }
+    match (context.spec.auth.enabled, context.seen.is_auth_enabled) {
+        (true, Some(false)) => {
+            let step = Step::new(Action::EnableAuth, "authentication is to be on");
+            Some(step.of(reasons::ENABLING_AUTH, None))
+        }
+        (false, Some(true)) => {
+            let step = Step::new(Action::DisableAuth, "authentication is to be off");
+            Some(step.of(reasons::DISABLING_AUTH, None))
+        }
+        _ => None,
+    }
 }
 
 /// The oldest task that is not finished: one step of it.

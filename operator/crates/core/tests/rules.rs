@@ -629,6 +629,21 @@ fn authentication_is_switched_on_once() {
     );
     seen.is_auth_enabled = Some(true);
     assert!(is_wait(&decide(&spec, &seen, now())));
+    spec.auth.enabled = false;
+    assert_eq!(decide(&spec, &seen, now()).action, Action::DisableAuth);
+    seen.is_auth_enabled = Some(false);
+    assert!(is_wait(&decide(&spec, &seen, now())));
+}
+
+#[test]
+fn nobody_restarts_for_a_certificate_that_is_not_there() {
+    let (spec, mut seen) = healthy(3);
+    seen.wanted_template_hash = "with TLS".into();
+    seen.certificates.is_enabled = true;
+    assert!(is_wait(&decide(&spec, &seen, now())));
+    seen.certificates.is_ready = true;
+    let action = decide(&spec, &seen, now()).action;
+    assert!(matches!(action, Action::Roll { .. }), "{action:?}");
 }
 
 #[test]
