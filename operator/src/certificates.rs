@@ -36,7 +36,7 @@ struct Leaf {
 fn leaves(cluster: &Cluster<'_>) -> Vec<Leaf> {
     let secrets = cluster.tls_secrets();
     let mut leaves = Vec::new();
-    if cluster.spec.tls.client.mode == TlsMode::Required {
+    if cluster.spec.tls.client.mode.is_encrypted() {
         leaves.push(Leaf {
             secret: secrets.server,
             dns_names: server_names(cluster),

@@ -556,12 +556,41 @@ impl Default for TlsSpec {
 #[derive(JsonSchema, Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ClientTls {
-    /// Is TLS spoken? Changing it restarts the members one by one.
+    /// Is TLS spoken? Changing it restarts the members one by one. A cluster in use goes from `Disabled` over
+    /// `Permissive` to `Required`, or back, and its clients change in between.
     #[serde(default)]
-    pub mode: TlsMode,
-    /// Must clients show a certificate of the authority?
+    pub mode: ClientTlsMode,
+    /// Must clients show a certificate of the authority? Those that speak plain text cannot.
     #[serde(default)]
     pub client_auth: bool,
+}
+
+/// What is spoken to clients?
+#[derive(JsonSchema, Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub enum ClientTlsMode {
+    /// Plain text.
+    #[default]
+    Disabled,
+    /// Plain text and TLS, on one port.
+    Permissive,
+    /// TLS.
+    Required,
+}
+
+impl ClientTlsMode {
+    /// Are there certificates?
+    pub fn is_encrypted(self) -> bool {
+        self != Self::Disabled
+    }
+
+    /// The schemes of URLs that are served; first the one that is to be used.
+    pub fn schemes(self) -> &'static [&'static str] {
+        match self {
+            Self::Disabled => &["http"],
+            Self::Permissive => &["https", "http"],
+            Self::Required => &["https"],
+        }
+    }
 }
 
 /// TLS between members. Both sides show certificates.

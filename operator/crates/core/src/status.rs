@@ -5,7 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use metastore_operator_api::conditions::{self, reasons};
 use metastore_operator_api::{
     BackupSummary, CapacityStatus, CertificatesStatus, ClusterStatus, EndpointsStatus, MemberRole,
-    MemberState, MemberStatus, OperationStatus, Phase, TlsMode, names,
+    MemberState, MemberStatus, OperationStatus, Phase, names,
 };
 
 use crate::classify::{Class, is_healthy, listed_of};
@@ -210,10 +210,7 @@ fn backup(seen: &Observation) -> Option<BackupSummary> {
 
 fn endpoints(context: &Context<'_>) -> EndpointsStatus {
     let seen = context.seen;
-    let scheme = match context.spec.tls.client.mode {
-        TlsMode::Disabled => "http",
-        TlsMode::Required => "https",
-    };
+    let scheme = context.spec.tls.client.mode.schemes()[0];
     let address = |service: &str| {
         let domain = match context.spec.cluster_domain.as_str() {
             "" => String::new(),

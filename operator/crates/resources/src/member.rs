@@ -139,21 +139,21 @@ fn pod_spec(cluster: &Cluster<'_>, member: &str, restore: Option<&SeedRestore>) 
         json!({"name": "tmp", "mountPath": "/tmp"}),
     ];
     let secrets = cluster.tls_secrets();
-    for (mode, name, secret, folder) in [
+    for (is_encrypted, name, secret, folder) in [
         (
-            spec.tls.client.mode,
+            spec.tls.client.mode.is_encrypted(),
             "server-tls",
             secrets.server,
             SERVER_TLS_FOLDER,
         ),
         (
-            spec.tls.peer.mode,
+            spec.tls.peer.mode == TlsMode::Required,
             "peer-tls",
             secrets.peer,
             PEER_TLS_FOLDER,
         ),
     ] {
-        if mode == TlsMode::Required {
+        if is_encrypted {
             volumes.push(
                 json!({"name": name, "secret": {"secretName": secret, "defaultMode": 0o440}}),
             );

@@ -178,6 +178,32 @@ fn a_member_with_everything() {
 }
 
 #[test]
+fn a_permissive_member_serves_plain_text_and_tls_on_one_port() {
+    let spec =
+        spec(json!({"tls": {"client": {"mode": "Permissive"}, "issuer": {"operatorCA": {}}}}));
+    with(&spec, |cluster| {
+        let file = config_map(cluster, "a", &MemberStart::Run)["data"]["metastore.yaml"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        for line in [
+            r#"listen-client-urls: "https://0.0.0.0:2379,http://0.0.0.0:2379""#,
+            r#"advertise-client-urls: "https://a-0.prod-peer.data.svc:2379,http://a-0.prod-peer.data.svc:2379""#,
+            r#"listen-peer-urls: "http://0.0.0.0:2380""#,
+        ] {
+            assert!(file.contains(line), "{line} is not in\n{file}");
+        }
+        assert!(file.contains("client-transport-security"), "{file}");
+        assert_eq!(
+            cluster.client_url("a"),
+            "https://a-0.prod-peer.data.svc:2379"
+        );
+        let set = stateful_set(cluster, "a", "running", 1, None).unwrap();
+        assert!(pretty(&set).contains("prod-server-tls"), "it is mounted");
+    });
+}
+
+#[test]
 fn the_shared_objects() {
     let all = Capabilities {
         cert_manager: true,
