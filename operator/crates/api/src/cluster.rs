@@ -654,9 +654,33 @@ fn default_issuer_kind() -> String {
     "Issuer".into()
 }
 
-/// The operator's own authority: there is nothing to say about it.
-#[derive(JsonSchema, Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
-pub struct OperatorAuthority {}
+/// The operator's own authority.
+#[derive(JsonSchema, Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OperatorAuthority {
+    /// Raise it to replace the authority. That also happens by itself a year before its end. Members trust both
+    /// the old and the new one first, then get certificates of the new one, then forget the old one.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub rotation: i64,
+    /// Time between these steps: longer than the kubelets take to hand a changed Secret to Pods, which is two
+    /// minutes, and than your clients take to read their authorities anew.
+    #[serde(default = "default_rotation_pause")]
+    pub rotation_pause: DurationText,
+}
+
+fn default_rotation_pause() -> DurationText {
+    "24h".into()
+}
+
+impl Default for OperatorAuthority {
+    fn default() -> Self {
+        Self {
+            rotation: 0,
+            rotation_pause: default_rotation_pause(),
+        }
+    }
+}
 
 /// Secrets that somebody else fills.
 #[derive(JsonSchema, Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
