@@ -183,7 +183,7 @@ pub(crate) async fn write(
 ) -> anyhow::Result<()> {
     let api: Api<Secret> = Api::namespaced(client.clone(), cluster.namespace);
     let authority_name = names::authority_secret(cluster.name);
-    let (mut secret, authority) = authority(&api, cluster).await?;
+    let (secret, authority) = authority(&api, cluster).await?;
     if stale.contains(&authority_name) {
         if let Some(step) = authority.next_step(cluster, now) {
             tracing::info!(
@@ -192,12 +192,9 @@ pub(crate) async fn write(
                 ?step,
                 "the authority is being replaced"
             );
-            authority
-                .after(step, cluster)?
-                .write(&mut secret, cluster, now);
-            // With the version that was read: two steps at once would lose an authority.
-            api.replace(&authority_name, &PostParams::default(), &secret)
-                .await?;
+            let after = authority.after(step, cluster)?;
+            let change = after.change(secret.metadata.resource_version.as_deref(), cluster, now);
+            crate::kubernetes::merge(&api, &authority_name, &change).await?;
         }
         return Ok(());
     }
@@ -327,24 +324,27 @@ impl Authority {
         })
     }
 
-    fn write(&self, secret: &mut Secret, cluster: &Cluster<'_>, now: Timestamp) {
+    /// The change of its Secret, from the version that was read: two steps at once would lose an authority.
+    fn change(&self, read: Option<&str>, cluster: &Cluster<'_>, now: Timestamp) -> Value {
         let bytes = |text: &String| ByteString(text.as_bytes().to_vec());
-        let mut data = BTreeMap::from([
-            ("ca.crt".to_owned(), bytes(&self.current.0)),
-            ("ca.key".to_owned(), bytes(&self.current.1)),
-        ]);
-        if let Some((certificate, key)) = &self.next {
-            data.insert("next.crt".to_owned(), bytes(certificate));
-            data.insert("next.key".to_owned(), bytes(key));
-        }
-        if let Some(certificate) = &self.previous {
-            data.insert("previous.crt".to_owned(), bytes(certificate));
-        }
-        secret.data = Some(data);
-        let annotations = secret.metadata.annotations.get_or_insert_default();
-        let rotation = wanted_rotation(cluster).max(self.rotation);
-        annotations.insert(ROTATION_ANNOTATION.to_owned(), rotation.to_string());
-        annotations.insert(STEP_ANNOTATION.to_owned(), now.to_string());
+        let next = |part: fn(&(String, String)) -> &String| self.next.as_ref().map(part).map(bytes);
+        json!({
+            "metadata": {
+                "resourceVersion": read,
+                "annotations": {
+                    (ROTATION_ANNOTATION): wanted_rotation(cluster).max(self.rotation).to_string(),
+                    (STEP_ANNOTATION): now.to_string(),
+                },
+            },
+            // What is null is taken away.
+            "data": {
+                "ca.crt": bytes(&self.current.0),
+                "ca.key": bytes(&self.current.1),
+                "next.crt": next(|pair| &pair.0),
+                "next.key": next(|pair| &pair.1),
+                "previous.crt": self.previous.as_ref().map(bytes),
+            },
+        })
     }
 
     /// What is to be done next, if anything.
@@ -574,10 +574,12 @@ mod tests {
             };
             // What a Secret keeps is what is read again.
             let step = |before: &Authority, step: RotationStep, hours: i64| {
-                let mut secret = Secret::default();
                 let after = before.after(step, cluster).unwrap();
-                after.write(&mut secret, cluster, later(hours));
-                Authority::read(&secret).unwrap()
+                let mut secret = after.change(None, cluster, later(hours));
+                let data = secret["data"].as_object_mut().unwrap();
+                data.retain(|_, value| !value.is_null());
+                secret["metadata"]["resourceVersion"].take();
+                Authority::read(&serde_json::from_value(secret).unwrap()).unwrap()
             };
             assert_eq!(
                 first.next_step(cluster, later(0)),
