@@ -1,6 +1,6 @@
 //! Leases on this member: who expires when, while it leads.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use metastore_lease::{
     CHECKPOINT_BATCH_MAX, ExpiryOptions, ExpiryQueue, LeaseState, RenewError, Renewal,
@@ -11,6 +11,8 @@ use metastore_store::engine::EngineError;
 use metastore_store::{LeaseChange, Reader};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
+use tokio::time::Instant;
 
 use crate::observe::metrics::METRICS;
 
@@ -127,9 +129,9 @@ impl LeaseManager {
         }
     }
 
-    /// Waits until some lease is gone or the leadership moved.
-    pub async fn changed(&self) {
-        self.gone.notified().await;
+    /// Ends when some lease is gone or the leadership moved, from this call on.
+    pub fn changed(&self) -> Notified<'_> {
+        self.gone.notified()
     }
 
     /// Seconds that a lease still has, and its granted TTL; `None` for an unknown lease or when

@@ -12,6 +12,7 @@ use prost::Message;
 
 use crate::auth::Credentials;
 use crate::error::RequestError;
+use crate::lease_leadership;
 use crate::lease_manager::Renewed;
 use crate::node::Node;
 use crate::peer_service::{ChangeAnswer, Method};
@@ -38,13 +39,9 @@ impl Node {
             caught_up = true;
         }
         loop {
-            // The contact clock makes `leader` empty when no quorum answered within an election
-            // time-out, so a cut-off leader stops promising lives that it cannot keep.
-            if !self.is_leader() {
-                return Ok(None);
-            }
-            let gone = self.application.leases.changed();
-            match self.application.leases.renew(id) {
+            let leases = &self.application.leases;
+            let gone = leases.changed();
+            match lease_leadership::renew(&self.consensus, leases, id) {
                 // It may still be on its way through the log: unknown only once everything
                 // committed is applied.
                 Renewed::Ttl(0) if !caught_up => {

@@ -29,6 +29,7 @@ pub mod error;
 pub mod http;
 pub mod identity_file;
 pub mod init_daemon;
+pub mod lease_leadership;
 pub mod lease_manager;
 pub mod lease_requests;
 pub mod listen;

@@ -3,12 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use metastore_proto::etcdserverpb::LeaseCheckpointRequest;
 use metastore_proto::internal::command::Request;
-use metastore_proto::internal::{Bootstrap, Command, LeaseRevokeCommand, MemberPublish};
-use prost::Message;
+use metastore_proto::internal::{Bootstrap, MemberPublish};
 
+use crate::lease_leadership;
 use crate::node::Node;
 use crate::observe::metrics::METRICS;
 
@@ -64,8 +63,6 @@ pub async fn follow_leadership(node: Arc<Node>, bootstrap: Option<Bootstrap>) {
         }
         if is_leader && led_term != Some(term) {
             led_term = Some(term);
-            // Everything that earlier leaders granted has to be known before the first lease can
-            // be judged: a barrier through the log sees to that.
             let node = Arc::clone(&node);
             let bootstrap = bootstrap.clone();
             tokio::spawn(async move { take_over(&node, term, bootstrap).await });
@@ -80,12 +77,10 @@ pub async fn follow_leadership(node: Arc<Node>, bootstrap: Option<Bootstrap>) {
 }
 
 async fn take_over(node: &Arc<Node>, term: u64, bootstrap: Option<Bootstrap>) {
-    if node.linearize().await.is_err() || node.term() != term || !node.is_leader() {
+    let extend = node.config.election_timeout;
+    if !lease_leadership::take_over(&node.consensus, &node.application.leases, term, extend).await {
         return;
     }
-    node.application
-        .leases
-        .promote(node.config.election_timeout);
     let directory = node.application.directory.current();
     if let Some(bootstrap) = bootstrap
         && directory.members.is_empty()
@@ -149,35 +144,12 @@ pub async fn expire_leases(node: Arc<Node>) {
             // A lost one does no harm: the lease has its next turn in five minutes.
             tokio::spawn(async move { node.propose(request).await.map(drop) });
         }
-        let mut offered = 0;
-        while offered < REVOKES_PER_TICK {
-            // The queue offers only as many as may be pending at one time.
-            let due = node.application.leases.due(REVOKES_PER_TICK - offered);
-            if due.is_empty() {
-                break;
-            }
-            offered += due.len();
-            let revokes = due.into_iter().map(|id| revoke_expired(&node, id, term));
-            futures::future::join_all(revokes).await;
-        }
-    }
-}
-
-async fn revoke_expired(node: &Arc<Node>, id: i64, term: u64) {
-    let command = Command {
-        request: Some(Request::LeaseRevoke(LeaseRevokeCommand {
-            id,
-            expired_in_term: term,
-        })),
-        ..Command::default()
-    };
-    let proposal = node
-        .consensus
-        .propose_in_term(Bytes::from(command.encode_to_vec()), term);
-    match tokio::time::timeout(node.request_timeout(), proposal).await {
-        Ok(Ok(_)) => METRICS.leases_expired.inc(),
-        // Not committed as far as is known: it will be offered again if the lease still exists.
-        Ok(Err(_)) | Err(_) => node.application.leases.revoke_failed(id),
+        let timeout = node.request_timeout();
+        let leases = &node.application.leases;
+        let revoked =
+            lease_leadership::revoke_due(&node.consensus, leases, term, timeout, REVOKES_PER_TICK)
+                .await;
+        METRICS.leases_expired.inc_by(revoked);
     }
 }
 

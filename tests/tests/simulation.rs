@@ -1,7 +1,9 @@
-//! A cluster of three in one process, in virtual time, from one seed: members lose their network,
-//! their power and their time, and clients must not notice more than that it takes longer.
+//! A cluster in one process, in virtual time, from one seed: members lose their network, their power
+//! and their time, they are added, promoted and removed meanwhile, and clients must not notice more
+//! than that it takes longer: their histories stay linearizable, their watches complete, and their
+//! leases live as long as they were promised.
 //!
-//! Real are consensus, the log and the store; the disks, the network, the clocks and the glue between
+//! Real are consensus, the log, the store, the leases and the list of members; the disks, the network, the clocks and the glue between
 //! consensus and the store are the simulation's. Each member has a runtime of its own, so that it can
 //! end at any moment, as a process does, and stand still while the others go on.
 //!
@@ -11,7 +13,7 @@
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -22,8 +24,12 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::sync::oneshot;
 
+#[path = "simulation/administrator.rs"]
+mod administrator;
 #[path = "simulation/clients.rs"]
 mod clients;
+#[path = "simulation/leases.rs"]
+mod leases;
 #[path = "simulation/machine.rs"]
 mod machine;
 #[path = "simulation/member.rs"]
@@ -31,18 +37,25 @@ mod member;
 #[path = "simulation/network.rs"]
 mod network;
 
+use administrator::administrator;
 use clients::{Shared, client, value_of, watcher};
-use member::{Clock, End, MEMBERS, Member, Request, Running};
+use leases::{LeaseEnds, tenant};
+use member::{Clock, End, FIRST_MEMBERS, MEMBER_ID_MAX, Member, Request, Running};
+use metastore_consensus::{ConsensusStatus, MembershipChange};
 use network::Network;
 
 /// Seeds that found a fault once.
-const SEEDS_THAT_FAILED: &[u64] = &[];
+const SEEDS_THAT_FAILED: &[u64] = &[
+    // A leader that had removed itself was asked for another change of the members, and ended.
+    10570324205177883808,
+];
 /// Runs with fresh seeds, unless `METASTORE_SIMULATION_RUNS` says how many.
 const FRESH_RUNS: u64 = 12;
 /// Runs within which a log that does not sync is found; each finds it more often than not.
 const FORGETFUL_RUNS_MAX: u32 = 40;
 const CLIENTS: u32 = 5;
 const WATCHERS: u32 = 2;
+const TENANTS: u32 = 3;
 /// Ticks are milliseconds. First faults, and their end.
 const FAULTS_BEGIN: u64 = 1_000;
 const FAULTS_END: u64 = 10_000;
@@ -81,15 +94,24 @@ impl Simulation {
         let directory = tempfile::tempdir().unwrap();
         let network = Network::new(seed);
         let failures: Arc<Mutex<Vec<String>>> = Arc::default();
+        let lease_ends: Arc<LeaseEnds> = Arc::default();
         let mut members = BTreeMap::new();
-        for id in MEMBERS {
+        for id in 1..=MEMBER_ID_MAX {
             let own = directory.path().join(id.to_string());
             std::fs::create_dir(&own).unwrap();
-            let member = Member::new(id, own, network.clone(), failures.clone(), seed, forgetful);
+            let member = Member::new(
+                id,
+                own,
+                network.clone(),
+                failures.clone(),
+                lease_ends.clone(),
+                seed,
+                forgetful,
+            );
             members.insert(id, member);
         }
         let doors = members.values().map(|member| member.door.clone()).collect();
-        let shared = Arc::new(Shared::new(doors));
+        let shared = Arc::new(Shared::new(doors, lease_ends));
         let clients = Clock::new(0);
         for id in 0..CLIENTS {
             clients.runtime.spawn(client(shared.clone(), id, seed));
@@ -97,8 +119,12 @@ impl Simulation {
         for id in 0..WATCHERS {
             clients.runtime.spawn(watcher(shared.clone(), id, seed));
         }
-        for member in members.values_mut() {
-            member.start(0);
+        for id in 0..TENANTS {
+            clients.runtime.spawn(tenant(shared.clone(), id, seed));
+        }
+        clients.runtime.spawn(administrator(shared.clone(), seed));
+        for id in FIRST_MEMBERS {
+            members.get_mut(&id).unwrap().start(0);
         }
         Self {
             tick: 0,
@@ -116,6 +142,10 @@ impl Simulation {
 
     fn step(&mut self) -> Result<(), String> {
         self.tick += 1;
+        self.shared
+            .lease_ends
+            .now
+            .store(self.tick, Ordering::Relaxed);
         for event in self.events.remove(&self.tick).unwrap_or_default() {
             self.happen(event);
         }
@@ -124,9 +154,36 @@ impl Simulation {
             member.run_until(self.tick);
         }
         self.clients.run_until(self.tick);
+        self.follow_administrator();
         match self.failures.lock().first() {
             Some(failure) => Err(failure.clone()),
             None => Ok(()),
+        }
+    }
+
+    /// Starts the processes of new members, and ends those of members that know they were removed.
+    fn follow_administrator(&mut self) {
+        let starts = std::mem::take(&mut *self.shared.changes.starts.lock());
+        for member in starts {
+            self.later(1, 300, Event::Start { member });
+        }
+        let removed =
+            |member: &&Member| member.told_removed.load(Ordering::Relaxed) && !member.gone;
+        let removed: Vec<u64> = self
+            .members
+            .values()
+            .filter(removed)
+            .map(|member| member.id)
+            .collect();
+        for id in removed {
+            self.note(format!("{id} ends: it was removed"));
+            if !self.shared.changes.removals.lock().contains(&id) {
+                let failure = format!("member {id} was told that it was removed");
+                self.failures.lock().push(failure);
+            }
+            let member = self.members.get_mut(&id).unwrap();
+            member.gone = true;
+            member.end(End::Killed);
         }
     }
 
@@ -169,11 +226,13 @@ impl Simulation {
                 self.note(format!("repair {from} -> {to}, reset: {reset}"));
                 self.network.repair(from, to, reset);
             }
+            Event::End { member, .. } if !self.members[&member].is_up() => {}
             Event::End { member, end } => {
                 self.note(format!("end {member}: {end:?}"));
                 self.members.get_mut(&member).unwrap().end(end);
                 self.later(20, 1_500, Event::Start { member });
             }
+            Event::Start { member } if self.members[&member].gone => {}
             Event::Start { member } => {
                 self.note(format!("start {member}"));
                 let tick = self.tick;
@@ -186,26 +245,37 @@ impl Simulation {
     }
 
     fn break_something(&mut self) {
-        let id = self.random.random_range(1..=MEMBERS.len() as u64);
-        let others = MEMBERS.into_iter().filter(|other| *other != id);
+        let up: Vec<u64> = self.running();
+        if up.is_empty() {
+            return;
+        }
+        let id = up[self.random.random_range(0..up.len())];
+        let exists = |other: &&Member| other.id != id && other.exists();
+        let others: Vec<u64> = self
+            .members
+            .values()
+            .filter(exists)
+            .map(|other| other.id)
+            .collect();
         match self.random.random_range(0..7) {
             0 => {
                 self.note(format!("isolate {id}"));
                 let pairs = others
+                    .into_iter()
                     .flat_map(|other| [(id, other), (other, id)])
                     .collect();
                 self.cut(pairs);
             }
             1 => {
                 self.note(format!("{id} hears nobody"));
-                self.cut(others.map(|other| (other, id)).collect());
+                self.cut(others.into_iter().map(|other| (other, id)).collect());
             }
             2 => {
                 self.note(format!("nobody hears {id}"));
-                self.cut(others.map(|other| (id, other)).collect());
+                self.cut(others.into_iter().map(|other| (id, other)).collect());
             }
             3 => {
-                let other = id % MEMBERS.len() as u64 + 1;
+                let other = up[self.random.random_range(0..up.len())];
                 self.note(format!("cut {id} -> {other}"));
                 self.cut(vec![(id, other)]);
             }
@@ -269,13 +339,25 @@ impl Simulation {
         }
     }
 
-    /// Runs something on each member; all must be up.
+    /// The members whose processes run.
+    fn running(&self) -> Vec<u64> {
+        let up = |member: &&Member| member.is_up();
+        self.members
+            .values()
+            .filter(up)
+            .map(|member| member.id)
+            .collect()
+    }
+
+    /// Runs something on these members; all must be up.
     fn ask_all<T: Send + 'static>(
         &mut self,
+        members: &[u64],
         question: fn(Arc<Running>) -> BoxFuture<'static, T>,
     ) -> Result<Vec<T>, String> {
         let mut answers = Vec::new();
-        for door in &self.shared.doors {
+        for id in members {
+            let door = &self.members[id].door;
             let (answer, answered) = oneshot::channel();
             let request: Request = Box::new(move |running| {
                 Box::pin(async move {
@@ -285,7 +367,7 @@ impl Simulation {
             });
             let door = door.lock();
             let sent = door.as_ref().is_some_and(|door| door.send(request).is_ok());
-            assert!(sent, "all members are up");
+            assert!(sent, "these members are up");
             answers.push(answered);
         }
         let mut results = Vec::new();
@@ -306,9 +388,12 @@ impl Simulation {
         while self.tick < FAULTS_END {
             self.step()?;
         }
+        self.shared.changes.stop.store(true, Ordering::Relaxed);
         self.heal();
         // Members that are down start when their time has come.
-        self.step_until("all faults have ended", |this| this.events.is_empty())?;
+        self.step_until("all faults have ended", |this| {
+            this.events.is_empty() && this.shared.changes.starts.lock().is_empty()
+        })?;
         self.heal();
         let before = self.shared.acknowledged.load(Ordering::Relaxed);
         self.step_until("the healed cluster takes writes", |this| {
@@ -319,32 +404,46 @@ impl Simulation {
         self.step_until("the clients end", |this| {
             Arc::strong_count(&this.shared) == 1
         })?;
-        self.compare_members()?;
-        self.check_history()
+        self.step_until("all leases have ended", |this| {
+            this.shared.lease_ends.alive() == 0
+        })?;
+        self.shared.lease_ends.check()?;
+        let members = self.equal_members()?;
+        self.compare_members(&members)?;
+        let removed = self.check_directory(members[0])?;
+        self.removed_members_end(&members, &removed)?;
+        self.check_history(members[0])
     }
 
-    fn compare_members(&mut self) -> Result<(), String> {
+    /// Waits until all members of the cluster have the same log and have applied it.
+    fn equal_members(&mut self) -> Result<Vec<u64>, String> {
         let limit = self.tick + RECOVERY_TICKS_MAX;
         loop {
-            let positions = self.ask_all(|running| {
-                Box::pin(async move {
-                    let status = running.consensus.status();
-                    (status.last_log, status.applied)
-                })
+            let running = self.running();
+            let states = self.ask_all(&running, |running| {
+                Box::pin(async move { running.consensus.status() })
             })?;
-            let (last, _) = positions[0];
-            let last_index = last.map(|last| last.index);
-            let equal = positions.iter().all(|(log, applied)| {
-                *log == last && applied.map(|applied| applied.index) == last_index
-            });
-            if equal {
-                break;
+            let states: BTreeMap<u64, _> = running.into_iter().zip(states).collect();
+            let leaders = states.values().filter(|status| status.is_leader);
+            if let Some(leader) = leaders.max_by_key(|status| status.term) {
+                let members: Vec<u64> = leader.voters.union(&leader.learners).copied().collect();
+                let equal = |id| {
+                    states.get(id).is_some_and(|status| {
+                        status.last_log == leader.last_log && status.applied == leader.last_log
+                    })
+                };
+                if members.iter().all(equal) {
+                    return Ok(members);
+                }
             }
             if self.tick > limit {
-                return Err(format!("members stay apart: {positions:?}"));
+                return Err(format!("members stay apart: {states:#?}"));
             }
         }
-        let hashes = self.ask_all(|running| {
+    }
+
+    fn compare_members(&mut self, members: &[u64]) -> Result<(), String> {
+        let hashes = self.ask_all(members, |running| {
             Box::pin(async move {
                 let reader = running.machine.reader();
                 let hash = reader.hash_kv(0).expect("the present can be hashed");
@@ -361,14 +460,81 @@ impl Simulation {
         Ok(())
     }
 
-    fn check_history(&mut self) -> Result<String, String> {
-        let mut events = self.ask_all(|running| Box::pin(async move { all_events(&running) }))?;
+    /// The replicated list, which every member has, is what consensus goes by, and has all changes
+    /// that were acknowledged. Returns the removed members.
+    fn check_directory(&mut self, member: u64) -> Result<BTreeSet<u64>, String> {
+        let mut answers = self.ask_all(&[member], |running| {
+            Box::pin(async move {
+                (
+                    running.machine.members.current(),
+                    running.consensus.status(),
+                )
+            })
+        })?;
+        let (directory, status) = answers.remove(0);
+        let voters: BTreeSet<u64> = directory.voters().map(|member| member.id).collect();
+        let learners = directory
+            .members
+            .values()
+            .filter(|member| member.is_learner);
+        let learners: BTreeSet<u64> = learners.map(|member| member.id).collect();
+        if voters != status.voters || learners != status.learners {
+            return Err(format!("{directory:?} is not {status:?}"));
+        }
+        let was_added = |id| directory.members.contains_key(id) || directory.removed.contains(id);
+        for change in &*self.shared.changes.acknowledged.lock() {
+            let done = match change {
+                MembershipChange::AddLearner(id) | MembershipChange::AddVoter(id) => was_added(id),
+                MembershipChange::Promote(id) => {
+                    voters.contains(id) || directory.removed.contains(id)
+                }
+                MembershipChange::Remove(id) => directory.removed.contains(id),
+            };
+            if !done {
+                return Err(format!("{change:?} is lost: {directory:?}"));
+            }
+        }
+        Ok(directory.removed.clone())
+    }
+
+    /// A removed member that reaches a member of the cluster, as its own log knows it, is told so.
+    fn removed_members_end(
+        &mut self,
+        members: &[u64],
+        removed: &BTreeSet<u64>,
+    ) -> Result<(), String> {
+        let others: Vec<u64> = self
+            .running()
+            .into_iter()
+            .filter(|id| removed.contains(id))
+            .collect();
+        let states = self.ask_all(&others, |running| {
+            Box::pin(async move { running.consensus.status() })
+        })?;
+        let reach = |status: &ConsensusStatus| {
+            let mut known = status.voters.union(&status.learners);
+            known.any(|id| members.contains(id))
+        };
+        let told: Vec<u64> = others
+            .into_iter()
+            .zip(&states)
+            .filter(|(_, status)| reach(status))
+            .map(|(id, _)| id)
+            .collect();
+        let what = format!("the removed members {told:?} end");
+        self.step_until(&what, |this| told.iter().all(|id| this.members[id].gone))
+    }
+
+    fn check_history(&mut self, member: u64) -> Result<String, String> {
+        let mut events = self.ask_all(&[member], |running| {
+            Box::pin(async move { all_events(&running) })
+        })?;
         let events = events.remove(0);
         let operations = std::mem::take(&mut *self.shared.operations.lock());
         let watches = std::mem::take(&mut *self.shared.watches.lock());
         let summary = format!(
-            "{} operations, {} changes, {} watched in {} parts, {} faults, {} snapshots installed, \
-             {} ms",
+            "{} operations, {} changes, {} watched in {} parts, {} faults, {} changes of members, \
+             {} leases ended, {} snapshots installed, {} ms",
             operations.len(),
             events.len(),
             watches
@@ -378,6 +544,8 @@ impl Simulation {
                 .sum::<usize>(),
             watches.len(),
             self.faults.len(),
+            self.shared.changes.acknowledged.lock().len(),
+            self.shared.lease_ends.ended(),
             self.members
                 .values()
                 .map(|member| member.kept.lock().installed)

@@ -21,6 +21,8 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::administrator::Changes;
+use crate::leases::LeaseEnds;
 use crate::member::{Door, Request, Running};
 
 const KEYS: u32 = 4;
@@ -39,21 +41,36 @@ pub(crate) struct Shared {
     pub(crate) acknowledged: AtomicU64,
     pub(crate) operations: Mutex<Vec<Recorded>>,
     pub(crate) watches: Mutex<Vec<WatchRecord>>,
+    /// What the administrator did.
+    pub(crate) changes: Changes,
+    pub(crate) lease_ends: Arc<LeaseEnds>,
     /// Everything happens on one thread, so a counter is a clock that never stands still.
     stamps: AtomicI64,
     values: AtomicU64,
 }
 
 impl Shared {
-    pub(crate) fn new(doors: Vec<Door>) -> Self {
+    pub(crate) fn new(doors: Vec<Door>, lease_ends: Arc<LeaseEnds>) -> Self {
         Self {
             doors,
             stop: AtomicBool::new(false),
             acknowledged: AtomicU64::new(0),
             operations: Mutex::default(),
             watches: Mutex::default(),
+            changes: Changes::default(),
+            lease_ends,
             stamps: AtomicI64::new(1),
             values: AtomicU64::new(1),
+        }
+    }
+
+    /// A member that is up, if there is one.
+    pub(crate) fn some_door(&self, random: &mut StdRng) -> Door {
+        let open = |door: &&Door| door.lock().is_some();
+        let open: Vec<&Door> = self.doors.iter().filter(open).collect();
+        match open.len() {
+            0 => self.doors[0].clone(),
+            count => open[random.random_range(0..count)].clone(),
         }
     }
 
@@ -64,7 +81,7 @@ impl Shared {
 
 /// Runs something on a member. `None`: it is down, ended meanwhile, or did not answer in time; what
 /// was asked may have happened.
-async fn ask<T: Send + 'static>(
+pub(crate) async fn ask<T: Send + 'static>(
     door: &Door,
     run: impl FnOnce(Arc<Running>) -> BoxFuture<'static, T> + Send + 'static,
 ) -> Option<T> {
@@ -139,8 +156,7 @@ impl Client {
     }
 
     fn some_door(&mut self) -> Door {
-        let at = self.random.random_range(0..self.shared.doors.len());
-        self.shared.doors[at].clone()
+        self.shared.some_door(&mut self.random)
     }
 
     async fn get(&mut self, key: &str) -> Option<Action> {

@@ -5,15 +5,21 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use metastore_consensus::state_machine::{
-    AppliedState, CommittedEntry, EntryPayload, SnapshotFiles, StateMachine, StateMachineError,
+    AppliedState, CommittedEntry, EntryPayload, Reply, SnapshotFiles, StateMachine,
+    StateMachineError,
 };
 use metastore_proto::etcdserverpb::WatchCreateRequest;
-use metastore_proto::internal::Command;
-use metastore_store::{Applier, MemoryEngine, Reader, StoreOptions};
+use metastore_proto::internal::{Bootstrap, Command, MemberRecord, MembershipCommand};
+use metastore_server::lease_manager::LeaseManager;
+use metastore_server::member_directory::{Directory, MemberDirectory};
+use metastore_store::{Applier, LeaseChange, MemoryEngine, Reader, StoreOptions};
 use metastore_watch::{Hub, HubOptions, WatchOutput};
 use parking_lot::Mutex;
 use prost::Message;
 use tokio::sync::mpsc;
+
+use crate::leases::LeaseEnds;
+use crate::member::{ELECTION_TIMEOUT, FIRST_MEMBERS};
 
 /// What of a member's state machine survives the end of its process.
 #[derive(Default)]
@@ -28,6 +34,12 @@ pub(crate) struct Machine {
     directory: PathBuf,
     kept: Arc<Mutex<Kept>>,
     state: Mutex<State>,
+    /// The server's own list of members, replicated as in the server.
+    pub(crate) members: MemberDirectory,
+    /// The server's own judgement of who expires when.
+    pub(crate) leases: LeaseManager,
+    /// When leases ended, for whoever knows when they must not.
+    ends: Arc<LeaseEnds>,
     hub: Hub,
 }
 
@@ -56,6 +68,7 @@ impl Machine {
     pub(crate) fn open(
         directory: PathBuf,
         kept: Arc<Mutex<Kept>>,
+        ends: Arc<LeaseEnds>,
     ) -> Result<Self, StateMachineError> {
         let snapshot = kept.lock().snapshot.clone();
         let (engine, applied) = match snapshot {
@@ -67,6 +80,9 @@ impl Machine {
         };
         let (applier, reader) = open(engine)?;
         let hub = Hub::new(reader.clone(), HubOptions::default());
+        let members = MemberDirectory::new(Directory::load(&reader).map_err(failed)?);
+        let leases = LeaseManager::new(ELECTION_TIMEOUT, false);
+        leases.load(&reader).map_err(failed)?;
         let state = Mutex::new(State {
             applied,
             applier,
@@ -76,6 +92,9 @@ impl Machine {
             directory,
             kept,
             state,
+            members,
+            leases,
+            ends,
             hub,
         })
     }
@@ -109,6 +128,29 @@ impl Machine {
         }
     }
 
+    /// The first membership has no command: it is that of the members that form the cluster.
+    fn change_members(
+        &self,
+        applier: &mut Applier,
+        command: Bytes,
+    ) -> Result<(), StateMachineError> {
+        if command.is_empty() {
+            let members = FIRST_MEMBERS.map(|id| MemberRecord {
+                id,
+                ..MemberRecord::default()
+            });
+            let bootstrap = Bootstrap {
+                members: members.into(),
+                ..Bootstrap::default()
+            };
+            self.members.apply_bootstrap(applier, bootstrap);
+            return Ok(());
+        }
+        let command = MembershipCommand::decode(command).map_err(failed)?;
+        let applied = self.members.apply_membership(applier, command);
+        applied.map(|_| ()).map_err(failed)
+    }
+
     fn fresh_directory(&self) -> PathBuf {
         let mut kept = self.kept.lock();
         kept.next_directory += 1;
@@ -128,7 +170,7 @@ impl StateMachine for Machine {
     ) -> Result<(), StateMachineError> {
         let mut state = self.state.lock();
         let mut memberships = memberships.into_iter();
-        let mut answers = Vec::new();
+        let mut answers: Vec<(_, Reply)> = Vec::new();
         for entry in entries {
             let next = state.applied.position.map_or(0, |before| before.index + 1);
             if entry.position.index != next {
@@ -143,9 +185,13 @@ impl StateMachine for Machine {
                     let command = Command::decode(bytes).map_err(failed)?;
                     let term = entry.position.term;
                     let result = state.applier.execute(&command, term).map_err(failed)?;
-                    answers.extend(entry.responder.map(|responder| (responder, result)));
+                    let responder = entry.responder;
+                    answers.extend(responder.map(|responder| (responder, Box::new(result) as _)));
                 }
-                EntryPayload::Membership(_) => {
+                EntryPayload::Membership(command) => {
+                    self.change_members(&mut state.applier, command)?;
+                    let responder = entry.responder;
+                    answers.extend(responder.map(|responder| (responder, Box::new(()) as _)));
                     let membership = memberships.next();
                     state.applied.membership =
                         membership.ok_or_else(|| failed("a membership is missing"))?;
@@ -154,11 +200,17 @@ impl StateMachine for Machine {
             state.applied.position = Some(entry.position);
         }
         let committed = state.applier.commit().map_err(failed)?;
+        self.leases.apply(&committed.lease_changes);
+        for change in &committed.lease_changes {
+            if let LeaseChange::Revoked { id } = change {
+                self.ends.note(*id);
+            }
+        }
         drop(state);
         self.hub.publish(committed.events, committed.revision);
         settle(&self.hub)?;
         for (responder, result) in answers {
-            responder(Box::new(result));
+            responder(result);
         }
         Ok(())
     }
@@ -199,6 +251,9 @@ impl StateMachine for Machine {
         std::fs::rename(directory, &own).map_err(failed)?;
         let engine = MemoryEngine::open_checkpoint(&own).map_err(failed)?;
         let (applier, reader) = open(engine)?;
+        let members = Directory::load(&reader).map_err(failed)?;
+        self.members.replace(members);
+        self.leases.load(&reader).map_err(failed)?;
         let mut kept = self.kept.lock();
         kept.snapshot = Some(SnapshotFiles {
             applied: applied.clone(),

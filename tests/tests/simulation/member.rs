@@ -19,14 +19,18 @@ use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use crate::leases::{LeaseEnds, expire_leases, follow_leadership};
 use crate::machine::{Kept, Machine};
 use crate::network::Network;
 
-pub(crate) const MEMBERS: [u64; 3] = [1, 2, 3];
+/// Those that form the cluster.
+pub(crate) const FIRST_MEMBERS: [u64; 3] = [1, 2, 3];
+/// Ids are never used again, so a simulation can add members as long as there are some left.
+pub(crate) const MEMBER_ID_MAX: u64 = 14;
 const CLUSTER: u64 = 0x51;
 /// Shorter than in production, so that more happens in a simulated second.
 const HEARTBEAT: Duration = Duration::from_millis(30);
-const ELECTION_TIMEOUT: Duration = Duration::from_millis(300);
+pub(crate) const ELECTION_TIMEOUT: Duration = Duration::from_millis(300);
 /// Few, so that members which were away for a while need a snapshot.
 const SNAPSHOT_ENTRIES: u64 = 150;
 const CATCHUP_ENTRIES: u64 = 40;
@@ -100,8 +104,14 @@ pub(crate) struct Member {
     /// Set when the disk of this process is about to fail, and with it the process.
     pub(crate) doomed: Arc<AtomicBool>,
     pub(crate) paused_until: u64,
+    /// Another member told this one that it was removed.
+    pub(crate) told_removed: Arc<AtomicBool>,
+    started: bool,
+    /// It ended because it was removed, and never comes back.
+    pub(crate) gone: bool,
     /// Whether its log acknowledges without a sync: a fault that the simulation must find.
     forgetful: bool,
+    lease_ends: Arc<LeaseEnds>,
     ended: Option<End>,
     clock: Option<Clock>,
     directory: PathBuf,
@@ -116,6 +126,7 @@ impl Member {
         directory: PathBuf,
         network: Network,
         failures: Arc<Mutex<Vec<String>>>,
+        lease_ends: Arc<LeaseEnds>,
         seed: u64,
         forgetful: bool,
     ) -> Self {
@@ -127,7 +138,11 @@ impl Member {
             disk_delay: Arc::default(),
             doomed: Arc::default(),
             paused_until: 0,
+            told_removed: Arc::default(),
+            started: false,
+            gone: false,
             forgetful,
+            lease_ends,
             ended: None,
             clock: None,
             directory,
@@ -139,6 +154,11 @@ impl Member {
 
     pub(crate) fn is_up(&self) -> bool {
         self.clock.is_some()
+    }
+
+    /// It has started once, and was not removed.
+    pub(crate) fn exists(&self) -> bool {
+        self.started && !self.gone
     }
 
     pub(crate) fn run_until(&self, tick: u64) {
@@ -163,7 +183,8 @@ impl Member {
         self.paused_until = 0;
     }
 
-    /// Starts the member, from what its disk has kept.
+    /// Starts the member, from what its disk has kept. With an empty disk one of the first members
+    /// forms the cluster, and another waits until a leader finds it.
     pub(crate) fn start(&mut self, tick: u64) {
         match self.ended.take() {
             Some(End::PowerLost) => {
@@ -174,6 +195,7 @@ impl Member {
             Some(End::Killed) => self.disk.kill_processes(),
             None => {}
         }
+        self.started = true;
         self.doomed = Arc::default();
         let clock = Clock::new(tick);
         let (sender, receiver) = mpsc::unbounded_channel();
@@ -186,9 +208,11 @@ impl Member {
             network: self.network.clone(),
             disk_delay: self.disk_delay.clone(),
             forgetful: self.forgetful,
+            lease_ends: self.lease_ends.clone(),
             told: Told {
                 member: self.id,
                 doomed: self.doomed.clone(),
+                removed: self.told_removed.clone(),
                 failures: self.failures.clone(),
             },
             seed: self.random.random(),
@@ -217,6 +241,7 @@ struct Parts {
     network: Network,
     disk_delay: Arc<AtomicU64>,
     forgetful: bool,
+    lease_ends: Arc<LeaseEnds>,
     told: Told,
     seed: u64,
 }
@@ -236,8 +261,8 @@ impl Parts {
         let log = RaftLog::open_stepwise(Arc::new(self.disk), &path, identity, log_options)
             .map_err(|error| error.to_string())?;
         tokio::spawn(turn_disk(log.clone(), self.disk_delay, self.seed));
-        let machine =
-            Machine::open(self.directory, self.kept).map_err(|error| error.to_string())?;
+        let machine = Machine::open(self.directory, self.kept, self.lease_ends)
+            .map_err(|error| error.to_string())?;
         let machine = Arc::new(machine);
         let options = ConsensusOptions {
             heartbeat_interval: HEARTBEAT,
@@ -251,18 +276,22 @@ impl Parts {
             options,
             log,
             machine.clone(),
-            Arc::new(Directory),
+            Arc::new(Directory(machine.clone())),
             self.network.connector(self.id),
             vec![self.network.listen(self.id)],
             Arc::new(self.told),
         )
         .await
         .map_err(|error| error.to_string())?;
-        consensus
-            .initialize(MEMBERS.into())
-            .await
-            .map_err(|error| error.to_string())?;
+        if FIRST_MEMBERS.contains(&self.id) {
+            consensus
+                .initialize(FIRST_MEMBERS.into())
+                .await
+                .map_err(|error| error.to_string())?;
+        }
         let running = Arc::new(Running { consensus, machine });
+        tokio::spawn(follow_leadership(running.clone()));
+        tokio::spawn(expire_leases(running.clone()));
         while let Some(request) = requests.recv().await {
             tokio::spawn(request(running.clone()));
         }
@@ -282,7 +311,7 @@ async fn turn_disk(log: RaftLog, delay: Arc<AtomicU64>, seed: u64) {
 }
 
 /// The port is the member.
-struct Directory;
+struct Directory(Arc<Machine>);
 
 impl PeerDirectory for Directory {
     fn addresses(&self, member: u64) -> Vec<PeerAddress> {
@@ -294,12 +323,13 @@ impl PeerDirectory for Directory {
         }]
     }
 
-    fn is_removed(&self, _member: u64) -> bool {
-        false
+    fn is_removed(&self, member: u64) -> bool {
+        self.0.members.current().removed.contains(&member)
     }
 
     fn is_member(&self, member: u64) -> bool {
-        MEMBERS.contains(&member)
+        let directory = self.0.members.current();
+        directory.members.contains_key(&member)
     }
 }
 
@@ -307,6 +337,7 @@ impl PeerDirectory for Directory {
 struct Told {
     member: u64,
     doomed: Arc<AtomicBool>,
+    removed: Arc<AtomicBool>,
     failures: Arc<Mutex<Vec<String>>>,
 }
 
@@ -320,10 +351,7 @@ impl PeerHandler for Told {
     fn foreign_connection(&self, _stream: BoxedStream) {}
 
     fn removed(&self) {
-        self.failures.lock().push(format!(
-            "member {} was told that it is removed",
-            self.member
-        ));
+        self.removed.store(true, Ordering::Relaxed);
     }
 
     fn fatal(&self, message: String) {

@@ -457,6 +457,11 @@ impl Consensus {
             .await
             .map_err(|leader| ChangeError::NotLeader { leader })?;
         let before = inner.leadership.membership();
+        // A leader that was removed leads for a moment longer, so that its followers learn of it.
+        // It must not change what it has no part in: openraft takes such a change as impossible.
+        if !before.voter_ids().any(|id| id == inner.options.member_id) {
+            return Err(ChangeError::NotLeader { leader: None });
+        }
         let after = change.apply(&before)?;
         let payload = if command.is_empty() {
             Payload::blank()

@@ -170,6 +170,12 @@ async fn a_leader_that_removes_itself_makes_room() {
     )
     .await
     .unwrap();
+    // It leads for a moment longer.
+    assert_eq!(
+        change(&cluster, leader, MembershipChange::AddVoter(4), "add 4").await,
+        Err(ChangeError::NotLeader { leader: None }),
+        "a removed leader changes nothing"
+    );
     let others: Vec<u64> = (1..=3).filter(|member| *member != leader).collect();
     let next = eventually("the others have a leader", || {
         let named = cluster.consensus(others[0]).leader()?;
