@@ -20,7 +20,7 @@ use openraft::storage::{
 };
 use openraft::type_config::alias::{SnapshotMetaOf, SnapshotOf};
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::completion::{self, Batch};
 use crate::counters::Counters;
@@ -181,7 +181,7 @@ type Done = oneshot::Sender<Result<(), StateMachineError>>;
 enum Execution {
     /// On an own OS thread, which ends when the last sender is dropped.
     Thread {
-        jobs: crossbeam_channel::Sender<(Job, Done)>,
+        jobs: mpsc::UnboundedSender<(Job, Done)>,
         /// Jobs that the thread has not finished.
         unfinished: Arc<AtomicUsize>,
         /// Whether the calling task may apply by itself, see [`StateMachineAdapter::alone`].
@@ -291,13 +291,15 @@ impl StateMachineAdapter {
         counters: Arc<Counters>,
     ) -> io::Result<(Self, std::thread::JoinHandle<()>)> {
         let mut adapter = Self::inline(state_machine, clock, fatal, counters);
-        let (jobs, receiver) = crossbeam_channel::unbounded::<(Job, Done)>();
+        let (jobs, mut receiver) = mpsc::unbounded_channel::<(Job, Done)>();
         let unfinished = Arc::new(AtomicUsize::new(0));
         let applier = adapter.applier.clone();
         let thread = std::thread::Builder::new().name("apply".into()).spawn({
             let unfinished = unfinished.clone();
             move || {
-                for (job, done) in receiver {
+                // Sleeps at once when there is nothing to do. Channels that spin before took 3 % of
+                // the server's CPU from those who had something to do.
+                while let Some((job, done)) = receiver.blocking_recv() {
                     let result = applier.run(job);
                     let failed = result.is_err();
                     unfinished.fetch_sub(1, Ordering::Release);
