@@ -75,6 +75,10 @@ e2e-control-plane: kubernetes-tools ## a Kubernetes control plane on one and on 
 e2e-kubernetes: kubernetes-tools ## the operator on a real Kubernetes API server: SERVER=metastore or etcd
 	@$(ENVIRONMENT); $(PREPARE_TESTS); METASTORE_KUBERNETES_SERVER=$${SERVER:-metastore} cargo test --workspace --test kubernetes -- --ignored --nocapture --test-threads=1 $(TESTS)
 
+.PHONY: e2e-object-stores
+e2e-object-stores: ## backups into S3 and Azure, against servers of their protocols
+	@tests/kubernetes/install-stores.sh >/dev/null; $(ENVIRONMENT); $(PREPARE_TESTS); cargo test --workspace --test object_stores -- --ignored
+
 .PHONY: e2e-nodes
 e2e-nodes: kubernetes-tools ## the operator on a real Kubernetes with nodes that run containers; needs root
 	@$(ENVIRONMENT); cargo build --workspace --bins; tests/kubernetes/nodes.sh

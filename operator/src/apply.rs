@@ -74,6 +74,7 @@ impl Applier<'_> {
             Action::Defragment { name } => self.defragment(name).await,
             Action::Disarm(alarm) => Ok(self.leader()?.disarm(*alarm).await?),
             Action::EnableAuth => self.enable_auth().await,
+            Action::DisableAuth => Ok(self.leader()?.disable_auth().await?),
             Action::Task { name, step } => self.task(name, step).await,
             Action::SetFinalizer { present } => self.set_finalizer(*present).await,
             Action::DeleteData => self.delete_data().await,
@@ -180,7 +181,7 @@ impl Applier<'_> {
     async fn apply_static_objects(&self) -> anyhow::Result<()> {
         let client = &self.context.client;
         if certificates::is_own_authority(self.cluster) && !self.seen.stale_secrets.is_empty() {
-            certificates::write(client, self.cluster, &self.seen.stale_secrets).await?;
+            certificates::write(client, self.cluster, &self.seen.stale_secrets, self.now).await?;
         }
         if needs_root_secret(self.context, self.cluster).await? {
             let mut metadata = self.cluster.metadata(&self.cluster.root_secret());

@@ -23,6 +23,14 @@ use crate::member_client::TlsFiles;
 
 /// How long the operator's authority is valid: longer than anybody keeps a cluster without a look.
 const AUTHORITY_DAYS: i64 = 3650;
+/// The authority is replaced so long before its end: longer than any certificate that it signs.
+const AUTHORITY_RENEW_BEFORE: Duration = Duration::from_secs(365 * 86400);
+/// The pause between the steps of a replacement, where the spec's text is none.
+const ROTATION_PAUSE: Duration = Duration::from_secs(86400);
+/// Annotation of the authority's Secret: the `rotation` of the spec that was followed last.
+const ROTATION_ANNOTATION: &str = "metastore.io/authority-rotation";
+/// Annotation of the authority's Secret: when the last step of a replacement was done.
+const STEP_ANNOTATION: &str = "metastore.io/authority-step-at";
 /// Certificates begin earlier than now, for nodes whose clock is behind.
 const CLOCK_SKEW: Duration = Duration::from_secs(300);
 
@@ -36,7 +44,7 @@ struct Leaf {
 fn leaves(cluster: &Cluster<'_>) -> Vec<Leaf> {
     let secrets = cluster.tls_secrets();
     let mut leaves = Vec::new();
-    if cluster.spec.tls.client.mode == TlsMode::Required {
+    if cluster.spec.tls.client.mode.is_encrypted() {
         leaves.push(Leaf {
             secret: secrets.server,
             dns_names: server_names(cluster),
@@ -81,6 +89,13 @@ pub(crate) async fn observe(
         .tls
         .renew_before
         .or(Duration::from_secs(30 * 86400));
+    let authority = match is_own_authority(cluster) {
+        true => api.get_opt(&names::authority_secret(cluster.name)).await?,
+        false => None,
+    };
+    let authority = authority
+        .as_ref()
+        .and_then(|secret| Authority::read(secret).ok());
     for leaf in leaves(cluster) {
         seen.is_enabled = true;
         let secret = api.get_opt(&leaf.secret).await?;
@@ -90,7 +105,13 @@ pub(crate) async fn observe(
         match end {
             Some(end) => {
                 seen.next_expiry = Some(seen.next_expiry.map_or(end, |next| next.min(end)));
-                if is_own_authority(cluster) && end.duration_since(now) < signed(renew_before) {
+                // Where the authority is lost, its certificates are good until their end.
+                let is_of_authority = || {
+                    let both = secret.as_ref().zip(authority.as_ref());
+                    both.is_none_or(|(secret, authority)| authority.has_signed(secret))
+                };
+                let is_old = end.duration_since(now) < signed(renew_before);
+                if is_own_authority(cluster) && (is_old || !is_of_authority()) {
                     stale.push(leaf.secret);
                 }
             }
@@ -108,6 +129,11 @@ pub(crate) async fn observe(
                 seen.problem = Some((reasons::ISSUING.to_owned(), problem));
             }
         }
+    }
+    // A step of its replacement only when all certificates are as the last one wants them.
+    let is_due = authority.is_some_and(|authority| authority.next_step(cluster, now).is_some());
+    if seen.is_enabled && stale.is_empty() && is_due {
+        stale.push(names::authority_secret(cluster.name));
     }
     Ok((seen, stale))
 }
@@ -148,14 +174,31 @@ fn end_of(secret: &Secret, dns_names: &[String]) -> Option<Timestamp> {
     Timestamp::from_second(parsed.validity().not_after.timestamp()).ok()
 }
 
-/// Writes the authority where it is missing, and the named Secrets.
+/// Writes the authority where it is missing or due for a step, and the named Secrets.
 pub(crate) async fn write(
     client: &Client,
     cluster: &Cluster<'_>,
     stale: &[String],
+    now: Timestamp,
 ) -> anyhow::Result<()> {
     let api: Api<Secret> = Api::namespaced(client.clone(), cluster.namespace);
-    let (authority_pem, issuer) = authority(&api, cluster).await?;
+    let authority_name = names::authority_secret(cluster.name);
+    let (secret, authority) = authority(&api, cluster).await?;
+    if stale.contains(&authority_name) {
+        if let Some(step) = authority.next_step(cluster, now) {
+            tracing::info!(
+                secret = authority_name,
+                namespace = cluster.namespace,
+                ?step,
+                "the authority is being replaced"
+            );
+            let after = authority.after(step, cluster)?;
+            let change = after.change(secret.metadata.resource_version.as_deref(), cluster, now);
+            crate::kubernetes::merge(&api, &authority_name, &change).await?;
+        }
+        return Ok(());
+    }
+    let issuer = authority.issuer()?;
     let duration = cluster
         .spec
         .tls
@@ -171,7 +214,7 @@ pub(crate) async fn write(
             &[
                 ("tls.crt", certificate),
                 ("tls.key", key),
-                ("ca.crt", authority_pem.clone()),
+                ("ca.crt", authority.trusted()),
             ],
         );
         crate::kubernetes::apply(client, &secret).await?;
@@ -204,7 +247,7 @@ pub(crate) fn secret_object(metadata: Value, texts: &[(&str, String)]) -> Value 
 async fn authority(
     api: &Api<Secret>,
     cluster: &Cluster<'_>,
-) -> anyhow::Result<(String, Issuer<'static, KeyPair>)> {
+) -> anyhow::Result<(Secret, Authority)> {
     let name = names::authority_secret(cluster.name);
     let secret = match api.get_opt(&name).await? {
         Some(secret) => secret,
@@ -213,21 +256,181 @@ async fn authority(
             let mut metadata = cluster.metadata(&name);
             // It survives the cluster, as its volumes do.
             metadata["ownerReferences"] = json!([]);
+            metadata["annotations"] =
+                json!({(ROTATION_ANNOTATION): wanted_rotation(cluster).to_string()});
             let object = secret_object(metadata, &[("ca.crt", certificate), ("ca.key", key)]);
             let secret: Secret = serde_json::from_value(object)?;
             api.create(&PostParams::default(), &secret).await?
         }
     };
-    let text = |key: &str| -> anyhow::Result<String> {
-        let value = secret.data.as_ref().and_then(|data| data.get(key));
-        let bytes = &value
-            .ok_or_else(|| anyhow::anyhow!("the Secret {name} has no {key}"))?
-            .0;
-        Ok(String::from_utf8(bytes.clone())?)
-    };
-    let certificate = text("ca.crt")?;
-    let issuer = Issuer::from_ca_cert_pem(&certificate, KeyPair::from_pem(&text("ca.key")?)?)?;
-    Ok((certificate, issuer))
+    let authority = Authority::read(&secret)?;
+    Ok((secret, authority))
+}
+
+fn wanted_rotation(cluster: &Cluster<'_>) -> i64 {
+    let issuer = cluster.spec.tls.issuer.as_ref();
+    let own = issuer.and_then(|issuer| issuer.operator_ca.as_ref());
+    own.map_or(0, |own| own.rotation)
+}
+
+/// The operator's authority of one cluster, as its Secret has it. It is replaced in steps, so that at each
+/// moment everybody trusts what anybody shows.
+#[derive(Clone, Debug, PartialEq)]
+struct Authority {
+    /// Signs: certificate and key.
+    current: (String, String),
+    /// Will sign, and is trusted already.
+    next: Option<(String, String)>,
+    /// Has signed, and is still trusted.
+    previous: Option<String>,
+    /// The `rotation` that was followed last.
+    rotation: i64,
+    /// When the last step was done.
+    step_at: Option<Timestamp>,
+}
+
+/// A step of the replacement of an authority.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum RotationStep {
+    /// A new one is trusted, too.
+    Introduce,
+    /// The new one signs.
+    Switch,
+    /// The old one is trusted no more.
+    Forget,
+}
+
+impl Authority {
+    fn read(secret: &Secret) -> anyhow::Result<Self> {
+        let text = |key: &str| -> anyhow::Result<Option<String>> {
+            let value = secret.data.as_ref().and_then(|data| data.get(key));
+            Ok(value
+                .map(|value| String::from_utf8(value.0.clone()))
+                .transpose()?)
+        };
+        let needed = |key: &str| {
+            text(key)?.ok_or_else(|| anyhow::anyhow!("the authority's Secret has no {key}"))
+        };
+        let annotations = secret.metadata.annotations.clone().unwrap_or_default();
+        let annotation = |key: &str| annotations.get(key).map(String::as_str);
+        Ok(Self {
+            current: (needed("ca.crt")?, needed("ca.key")?),
+            next: text("next.crt")?.zip(text("next.key")?),
+            previous: text("previous.crt")?,
+            rotation: annotation(ROTATION_ANNOTATION)
+                .and_then(|text| text.parse().ok())
+                .unwrap_or(0),
+            step_at: annotation(STEP_ANNOTATION).and_then(|text| text.parse().ok()),
+        })
+    }
+
+    /// The change of its Secret, from the version that was read: two steps at once would lose an authority.
+    fn change(&self, read: Option<&str>, cluster: &Cluster<'_>, now: Timestamp) -> Value {
+        let bytes = |text: &String| ByteString(text.as_bytes().to_vec());
+        let next = |part: fn(&(String, String)) -> &String| self.next.as_ref().map(part).map(bytes);
+        json!({
+            "metadata": {
+                "resourceVersion": read,
+                "annotations": {
+                    (ROTATION_ANNOTATION): wanted_rotation(cluster).max(self.rotation).to_string(),
+                    (STEP_ANNOTATION): now.to_string(),
+                },
+            },
+            // What is null is taken away.
+            "data": {
+                "ca.crt": bytes(&self.current.0),
+                "ca.key": bytes(&self.current.1),
+                "next.crt": next(|pair| &pair.0),
+                "next.key": next(|pair| &pair.1),
+                "previous.crt": self.previous.as_ref().map(bytes),
+            },
+        })
+    }
+
+    /// What is to be done next, if anything.
+    fn next_step(&self, cluster: &Cluster<'_>, now: Timestamp) -> Option<RotationStep> {
+        let own = cluster.spec.tls.issuer.as_ref()?.operator_ca.as_ref()?;
+        let pause = signed(own.rotation_pause.or(ROTATION_PAUSE));
+        let is_rested = self
+            .step_at
+            .is_none_or(|step_at| now.duration_since(step_at) >= pause);
+        match (&self.next, &self.previous) {
+            (Some(_), _) => is_rested.then_some(RotationStep::Switch),
+            (None, Some(_)) => is_rested.then_some(RotationStep::Forget),
+            (None, None) => {
+                let ends_soon = certificate_end(self.current.0.as_bytes())
+                    .is_some_and(|end| end.duration_since(now) < signed(AUTHORITY_RENEW_BEFORE));
+                let is_asked_for = own.rotation > self.rotation;
+                (ends_soon || is_asked_for).then_some(RotationStep::Introduce)
+            }
+        }
+    }
+
+    fn after(&self, step: RotationStep, cluster: &Cluster<'_>) -> anyhow::Result<Self> {
+        let mut after = self.clone();
+        match step {
+            RotationStep::Introduce => after.next = Some(new_authority(cluster)?),
+            RotationStep::Switch => {
+                if let Some(next) = after.next.take() {
+                    let old = std::mem::replace(&mut after.current, next);
+                    after.previous = Some(old.0);
+                }
+            }
+            RotationStep::Forget => after.previous = None,
+        }
+        Ok(after)
+    }
+
+    /// All certificates that are trusted now.
+    fn trusted(&self) -> String {
+        let next = self.next.as_ref().map(|(certificate, _)| certificate);
+        let all = [Some(&self.current.0), next, self.previous.as_ref()];
+        all.into_iter().flatten().map(String::as_str).collect()
+    }
+
+    fn issuer(&self) -> anyhow::Result<Issuer<'static, KeyPair>> {
+        let (certificate, key) = &self.current;
+        Ok(Issuer::from_ca_cert_pem(
+            certificate,
+            KeyPair::from_pem(key)?,
+        )?)
+    }
+
+    /// Is the certificate of a Secret from the authority that signs now, and does the Secret hold all that is
+    /// trusted?
+    fn has_signed(&self, secret: &Secret) -> bool {
+        let Some(data) = &secret.data else {
+            return false;
+        };
+        let file = |key: &str| data.get(key).map(|value| value.0.as_slice());
+        let signer = file("tls.crt").and_then(|certificate| key_ids(certificate)?.1);
+        let own = key_ids(self.current.0.as_bytes()).and_then(|ids| ids.0);
+        own.is_some() && signer == own && file("ca.crt") == Some(self.trusted().as_bytes())
+    }
+}
+
+/// The ids of a certificate's own key and of the key that signed it.
+fn key_ids(certificate: &[u8]) -> Option<(Option<Vec<u8>>, Option<Vec<u8>>)> {
+    use x509_parser::extensions::ParsedExtension;
+    let (_, pem) = x509_parser::pem::parse_x509_pem(certificate).ok()?;
+    let parsed = pem.parse_x509().ok()?;
+    let (mut own, mut signer) = (None, None);
+    for extension in parsed.extensions() {
+        match extension.parsed_extension() {
+            ParsedExtension::SubjectKeyIdentifier(id) => own = Some(id.0.to_vec()),
+            ParsedExtension::AuthorityKeyIdentifier(id) => {
+                signer = id.key_identifier.as_ref().map(|id| id.0.to_vec());
+            }
+            _ => {}
+        }
+    }
+    Some((own, signer))
+}
+
+fn certificate_end(certificate: &[u8]) -> Option<Timestamp> {
+    let (_, pem) = x509_parser::pem::parse_x509_pem(certificate).ok()?;
+    let parsed = pem.parse_x509().ok()?;
+    Timestamp::from_second(parsed.validity().not_after.timestamp()).ok()
 }
 
 fn new_authority(cluster: &Cluster<'_>) -> anyhow::Result<(String, String)> {
@@ -238,11 +441,15 @@ fn new_authority(cluster: &Cluster<'_>) -> anyhow::Result<(String, String)> {
         KeyUsagePurpose::KeyCertSign,
         KeyUsagePurpose::CrlSign,
     ];
-    parameters.distinguished_name.push(
-        DnType::CommonName,
-        format!("{}.{} MetaStore CA", cluster.name, cluster.namespace),
-    );
     let now = OffsetDateTime::now_utc();
+    // With its time: the old and the new one must not have the same name while both are trusted.
+    let name = format!(
+        "{}.{} MetaStore CA {}",
+        cluster.name,
+        cluster.namespace,
+        now.unix_timestamp()
+    );
+    parameters.distinguished_name.push(DnType::CommonName, name);
     parameters.not_before = now - CLOCK_SKEW;
     parameters.not_after = now + time::Duration::days(AUTHORITY_DAYS);
     let key = KeyPair::generate()?;
@@ -305,4 +512,124 @@ pub(crate) async fn client_files(
         certificate: file("tls.crt"),
         key: file("tls.key"),
     }))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "in a test an unwrap is an assertion")]
+mod tests {
+    use metastore_operator_api::{ClusterSpec, OperatorAuthority, TlsIssuer};
+    use metastore_operator_resources::Images;
+
+    use super::*;
+
+    fn with(rotation: i64, look: impl FnOnce(&Cluster<'_>)) {
+        let mut spec = ClusterSpec::default();
+        spec.tls.issuer = Some(TlsIssuer {
+            operator_ca: Some(OperatorAuthority {
+                rotation,
+                rotation_pause: "1h".into(),
+            }),
+            ..TlsIssuer::default()
+        });
+        let images = Images {
+            server_repository: "a".into(),
+            server_version: "0.1.0".into(),
+            operator_image: "b".into(),
+        };
+        look(&Cluster {
+            name: "c",
+            namespace: "n",
+            uid: "u",
+            spec: &spec,
+            images: &images,
+        });
+    }
+
+    fn leaf_secret(authority: &Authority) -> Secret {
+        let leaf = Leaf {
+            secret: "leaf".into(),
+            dns_names: vec!["c.n.svc".into()],
+            is_server: true,
+        };
+        let issuer = authority.issuer().unwrap();
+        let (certificate, key) = sign(&leaf, &issuer, Duration::from_secs(3600)).unwrap();
+        let texts = [
+            ("tls.crt", certificate),
+            ("tls.key", key),
+            ("ca.crt", authority.trusted()),
+        ];
+        serde_json::from_value(secret_object(json!({"name": "leaf"}), &texts)).unwrap()
+    }
+
+    #[test]
+    fn an_authority_is_replaced_in_three_steps_with_pauses() {
+        let later = |hours: i64| Timestamp::now() + jiff::SignedDuration::from_hours(hours);
+        with(1, |cluster| {
+            let first = Authority {
+                current: new_authority(cluster).unwrap(),
+                next: None,
+                previous: None,
+                rotation: 0,
+                step_at: None,
+            };
+            // What a Secret keeps is what is read again.
+            let step = |before: &Authority, step: RotationStep, hours: i64| {
+                let after = before.after(step, cluster).unwrap();
+                let mut secret = after.change(None, cluster, later(hours));
+                let data = secret["data"].as_object_mut().unwrap();
+                data.retain(|_, value| !value.is_null());
+                secret["metadata"]["resourceVersion"].take();
+                Authority::read(&serde_json::from_value(secret).unwrap()).unwrap()
+            };
+            assert_eq!(
+                first.next_step(cluster, later(0)),
+                Some(RotationStep::Introduce)
+            );
+            let old_leaf = leaf_secret(&first);
+            assert!(first.has_signed(&old_leaf));
+
+            let both = step(&first, RotationStep::Introduce, 0);
+            assert_eq!(both.next_step(cluster, later(0)), None);
+            assert_eq!(
+                both.next_step(cluster, later(2)),
+                Some(RotationStep::Switch)
+            );
+            // The same signer, and one more that is trusted: the Secret must be written anew.
+            assert_eq!(both.current, first.current);
+            assert!(!both.has_signed(&old_leaf));
+            assert_eq!(both.trusted().matches("BEGIN CERTIFICATE").count(), 2);
+
+            let switched = step(&both, RotationStep::Switch, 2);
+            assert_eq!(switched.next_step(cluster, later(2)), None);
+            assert_eq!(
+                switched.next_step(cluster, later(4)),
+                Some(RotationStep::Forget)
+            );
+            assert_ne!(switched.current, first.current);
+            assert!(
+                !switched.has_signed(&leaf_secret(&both)),
+                "of the old authority"
+            );
+            let trusted = both.trusted();
+            assert!(
+                trusted.contains(&switched.current.0),
+                "it was trusted before it signed"
+            );
+            assert!(switched.trusted().contains(&first.current.0));
+
+            let done = step(&switched, RotationStep::Forget, 4);
+            assert_eq!(done.trusted(), switched.current.0);
+            assert_eq!(
+                done.next_step(cluster, later(100)),
+                None,
+                "it was done once"
+            );
+            // And again by itself, before its end.
+            let years = 9 * 366 * 24;
+            assert_eq!(
+                done.next_step(cluster, later(years)),
+                Some(RotationStep::Introduce)
+            );
+        });
+    }
 }

@@ -348,6 +348,13 @@ impl MemberClient {
         limited(CHANGE_TIMEOUT, self.auth().auth_enable(request)).await?;
         Ok(())
     }
+
+    /// Switches authentication off. Users and roles stay.
+    pub(crate) async fn disable_auth(&self) -> Result<(), CallError> {
+        let request = self.request(pb::AuthDisableRequest {}, CHANGE_TIMEOUT);
+        limited(CHANGE_TIMEOUT, self.auth().auth_disable(request)).await?;
+        Ok(())
+    }
 }
 
 fn is_there_already<T>(result: Result<T, CallError>) -> Result<bool, CallError> {

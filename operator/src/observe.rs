@@ -216,6 +216,15 @@ fn pod(pod: &Pod) -> PodObservation {
     PodObservation {
         is_ready,
         is_terminating: pod.metadata.deletion_timestamp.is_some(),
+        image_tag: pod
+            .spec
+            .as_ref()
+            .and_then(|spec| {
+                let mut containers = spec.containers.iter();
+                containers.find(|container| container.name == names::SERVER_CONTAINER)
+            })
+            .and_then(|container| tag_of(container.image.as_deref()?))
+            .map(ToOwned::to_owned),
         node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
         template_hash: pod
             .annotations()
@@ -224,6 +233,16 @@ fn pod(pod: &Pod) -> PodObservation {
             .unwrap_or_default(),
         waiting_reason,
     }
+}
+
+/// The tag of an image; nothing with a digest. A colon before the last slash is that of a port.
+fn tag_of(image: &str) -> Option<&str> {
+    let (_, tag) = image
+        .rsplit_once('/')
+        .unwrap_or(("", image))
+        .1
+        .split_once(':')?;
+    (!tag.contains('@') && !image.contains('@')).then_some(tag)
 }
 
 /// Why a container does not run. What it said when it ended says more than that it is being restarted.
@@ -281,7 +300,7 @@ fn clients_of(
                 true => format!("[{address}]"),
                 false => address,
             };
-            // A member that has not restarted yet speaks what its own configuration says.
+            // A member that has not restarted yet speaks what its own configuration says; TLS where it can.
             let is_encrypted = maps
                 .get(&member.name)
                 .and_then(|map| map.data.as_ref()?.get(CONFIG_FILE))
@@ -300,15 +319,13 @@ fn clients_of(
         .collect()
 }
 
-/// Logs in as root where the spec asks for authentication. `None`: nobody could say whether it is on.
+/// Logs in as root where the spec asks for authentication, or did so once. `None`: nobody could say whether it
+/// is on.
 async fn log_in(
     context: &Context,
     cluster: &Cluster<'_>,
     clients: &mut BTreeMap<String, MemberClient>,
 ) -> kube::Result<Option<bool>> {
-    if !cluster.spec.auth.enabled {
-        return Ok(None);
-    }
     let Some(password) = root_password(context, cluster).await? else {
         return Ok(None);
     };
@@ -552,19 +569,18 @@ async fn rejection(
     let running = seen
         .members
         .iter()
-        .filter_map(|member| Version::parse(&member.probe.answer()?.version))
+        // Members answer with the version of the API that they speak; their images have our own.
+        .filter_map(|member| Version::parse(member.pod.as_ref()?.image_tag.as_deref()?))
         .min();
     let is_named = spec.version.is_some() && spec.image.digest.is_empty();
     let wanted = Version::parse(cluster.server_version()).filter(|_| is_named);
     if let (Some(running), Some(wanted)) = (running, wanted)
-        // The server answers with the version of the API it speaks; only our own numbers compare.
-        && context.compares_versions
         && !version_is_reachable(running, wanted, spec.upgrade.allow_downgrade)
     {
         return Ok(Some((
             reasons::VERSION_JUMP_REFUSED.to_owned(),
             format!(
-                "members run {running:?}; {wanted:?} is not the same or the next minor version"
+                "members run {running}, and {wanted} is neither the same minor version nor the next"
             ),
         )));
     }
@@ -631,4 +647,22 @@ pub(crate) fn random_text(length: usize) -> String {
 /// The uid of an object.
 pub(crate) fn uid_of<K: Resource>(object: &K) -> String {
     object.meta().uid.clone().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::tag_of;
+
+    #[test]
+    fn the_tag_of_an_image_is_told_from_ports_and_digests() {
+        for (image, tag) in [
+            ("metastore:0.2.0", Some("0.2.0")),
+            ("registry:5000/a/metastore:v1.2.3", Some("v1.2.3")),
+            ("registry:5000/a/metastore", None),
+            ("metastore@sha256:0123", None),
+            ("metastore:0.2.0@sha256:0123", None),
+        ] {
+            assert_eq!(tag_of(image), tag, "{image}");
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! Starting and stopping: clients, controllers, the Lease, health and metrics.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -60,7 +61,7 @@ pub async fn run(settings: &Settings) -> anyhow::Result<()> {
         .context("no way to the Kubernetes API: neither a kubeconfig nor a service account")?;
     let context = Arc::new(make_context(settings, client.clone()).await?);
     check_definitions(settings, &client).await?;
-    let listener = tokio::net::TcpListener::bind(settings.listen)
+    let listener = listen(settings.listen)
         .await
         .with_context(|| format!("listening on {}", settings.listen))?;
     let health = serve_health(listener, context.telemetry.clone());
@@ -124,7 +125,6 @@ async fn make_context(settings: &Settings, client: Client) -> anyhow::Result<Con
         telemetry: Arc::new(Telemetry::new()?),
         recorder: Recorder::new(client.clone(), reporter),
         capabilities: ArcSwap::from_pointee(capabilities(&client).await),
-        compares_versions: false,
         client,
     })
 }
@@ -180,6 +180,17 @@ async fn follow_leadership(context: Arc<Context>) {
         context.telemetry.set_leads(context.leadership.is_held());
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
+}
+
+/// `0.0.0.0` means every address of the Pod, of IPv6, too, where the machine has that.
+async fn listen(address: SocketAddr) -> std::io::Result<tokio::net::TcpListener> {
+    use tokio::net::TcpListener;
+    if address.ip() == IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+        && let Ok(listener) = TcpListener::bind((Ipv6Addr::UNSPECIFIED, address.port())).await
+    {
+        return Ok(listener);
+    }
+    TcpListener::bind(address).await
 }
 
 async fn serve_health(listener: tokio::net::TcpListener, telemetry: Arc<Telemetry>) {
@@ -360,8 +371,24 @@ fn merge(target: &mut serde_json::Value, change: serde_json::Value) {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "in a test an unwrap is an assertion")]
 mod tests {
     use serde_json::json;
+
+    /// On a machine without IPv6 it is the address that was asked for.
+    #[tokio::test]
+    async fn every_address_means_those_of_both_kinds() {
+        let listener = super::listen("0.0.0.0:0".parse().unwrap()).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::net::TcpStream::connect(("127.0.0.1", port))
+            .await
+            .unwrap();
+        if std::net::TcpListener::bind("[::1]:0").is_ok() {
+            tokio::net::TcpStream::connect(("::1", port)).await.unwrap();
+        }
+        let one = super::listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        assert!(one.local_addr().unwrap().is_ipv4());
+    }
 
     #[test]
     fn a_merge_patch_sets_removes_and_goes_deep() {

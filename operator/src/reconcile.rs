@@ -41,9 +41,6 @@ pub(crate) struct Context {
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) recorder: Recorder,
     pub(crate) capabilities: ArcSwap<Capabilities>,
-    /// Do the versions that servers answer count like those of images? Not while the server answers with
-    /// the version of etcd's API.
-    pub(crate) compares_versions: bool,
 }
 
 impl Context {
@@ -243,6 +240,7 @@ fn action_name(action: &Action) -> &'static str {
         Action::Defragment { .. } => "Defragment",
         Action::Disarm(_) => "Disarm",
         Action::EnableAuth => "EnableAuth",
+        Action::DisableAuth => "DisableAuth",
         Action::Task { .. } => "Task",
         Action::SetFinalizer { .. } => "SetFinalizer",
         Action::DeleteData => "DeleteData",

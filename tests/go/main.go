@@ -1,10 +1,11 @@
 // clientv3-check drives a store with etcd's own Go client and checks what comes back.
 //
-//	clientv3-check -endpoints URL[,URL] [-cacert FILE [-cert FILE -key FILE]] [-duration 10s] COMMAND
+//	clientv3-check -endpoints URL[,URL] [-cacert FILE [-cert FILE -key FILE]] [-user NAME -password FILE]
+//	               [-duration 10s] [-output FILE] COMMAND
 //
 // Each command works on keys below "check/COMMAND/" of its own. It prints one line of JSON and
-// exits 0, or says what was wrong and exits 1. The commands `watch`, `keepalive` and `relogin` print READY
-// first and then run for -duration, while the caller restarts members.
+// exits 0, or says what was wrong and exits 1. The commands `watch`, `keepalive`, `relogin` and `history`
+// print READY first and then run for -duration, while the caller restarts members.
 package main
 
 import (
@@ -31,6 +32,7 @@ type check struct {
 	config   clientv3.Config
 	prefix   string
 	duration time.Duration
+	output   string
 	count    int
 }
 
@@ -101,6 +103,7 @@ var commands = map[string]func(context.Context, *check){
 	"auth":      authentication,
 	"relogin":   relogin,
 	"expiry":    expiry,
+	"history":   history,
 }
 
 func main() {
@@ -108,7 +111,10 @@ func main() {
 	authority := flag.String("cacert", "", "certificate authorities of the servers, for https URLs")
 	certificate := flag.String("cert", "", "own certificate")
 	key := flag.String("key", "", "key of the own certificate")
-	duration := flag.Duration("duration", 5*time.Second, "how long watch and keepalive run")
+	user := flag.String("user", "", "name to log in with")
+	password := flag.String("password", "", "file with the password of -user")
+	duration := flag.Duration("duration", 5*time.Second, "how long watch, keepalive and history run")
+	output := flag.String("output", "", "file into which history records")
 	flag.Parse()
 	name := flag.Arg(0)
 	command, known := commands[name]
@@ -122,6 +128,13 @@ func main() {
 		DialTimeout: 5 * time.Second,
 		Logger:      zap.NewNop(),
 	}
+	if *user != "" {
+		secret, err := os.ReadFile(*password)
+		if err != nil {
+			fail("cannot read -password: %v", err)
+		}
+		config.Username, config.Password = *user, string(secret)
+	}
 	client, err := clientv3.New(config)
 	if err != nil {
 		fail("cannot make a client: %v", err)
@@ -130,7 +143,7 @@ func main() {
 
 	ctx, cancel := context.WithTimeout(context.Background(), commandLimit+*duration)
 	defer cancel()
-	state := &check{client: client, config: config, prefix: "check/" + name + "/", duration: *duration}
+	state := &check{client: client, config: config, prefix: "check/" + name + "/", duration: *duration, output: *output}
 	start := time.Now()
 	command(ctx, state)
 	line, _ := json.Marshal(map[string]any{

@@ -722,3 +722,116 @@ fn the_example_of_a_configuration_file_is_valid() {
         other => panic!("the example does not start a server: {other:?}"),
     }
 }
+
+/// Nobody can build images everywhere; what can be known without doing so: that the Dockerfile has no unknown words,
+/// takes its programs from packages of this workspace, puts them where the charts and the operator start them, and makes
+/// images that run with the restricted rights of our Pods.
+#[test]
+fn the_dockerfile_makes_images_that_the_charts_can_start() {
+    let text = read(Path::new("Dockerfile"));
+    let joined = text.replace("\\\n", " ");
+    let lines = joined.lines().map(str::trim);
+    let instructions: Vec<(&str, &str)> = lines
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .map(|line| line.split_once(' ').unwrap_or((line, "")))
+        .collect();
+    let known = [
+        "FROM",
+        "RUN",
+        "ENV",
+        "WORKDIR",
+        "COPY",
+        "USER",
+        "ENTRYPOINT",
+        "EXPOSE",
+        "VOLUME",
+    ];
+    let mut stages: Vec<(&str, Vec<(&str, &str)>)> = Vec::new();
+    for (word, rest) in instructions {
+        assert!(known.contains(&word), "{word} {rest}");
+        if word == "FROM" {
+            let (image, stage) = rest.split_once(" AS ").expect("every stage has a name");
+            let (_, tag) = image.rsplit_once(':').expect("every base has a tag");
+            assert_ne!(tag, "latest", "{image}");
+            stages.push((stage, Vec::new()));
+        } else {
+            let (_, stage) = stages.last_mut().expect("the first word is FROM");
+            stage.push((word, rest));
+        }
+    }
+    let names: Vec<_> = stages.iter().map(|(name, _)| *name).collect();
+    assert_eq!(names, ["build", "operator", "server"]);
+    let (_, build) = &stages[0];
+    let run = build
+        .iter()
+        .find(|(word, rest)| *word == "RUN" && rest.contains("cargo build"))
+        .expect("something is built")
+        .1;
+    let packages = programs_by_package();
+    let built: BTreeSet<_> = run
+        .split("--package ")
+        .skip(1)
+        .filter_map(|rest| rest.split([' ', ';']).next())
+        .flat_map(|package| {
+            packages
+                .get(package)
+                .unwrap_or_else(|| panic!("no package {package}"))
+        })
+        .map(String::as_str)
+        .collect();
+    let (_, list) = run
+        .split_once("for program in ")
+        .expect("the programs are copied out");
+    let (list, _) = list.split_once(';').expect("a list ends");
+    for (stage, wanted, body) in [
+        ("operator", "metastore-operator", &stages[1].1),
+        ("server", "metastore", &stages[2].1),
+    ] {
+        let copied = list.split_whitespace().any(|program| program == wanted);
+        assert!(
+            copied && built.contains(wanted),
+            "{stage}: {wanted} is not built"
+        );
+        let of = |word: &str| {
+            body.iter()
+                .find(|(own, _)| *own == word)
+                .map(|(_, rest)| *rest)
+        };
+        assert_eq!(of("COPY"), Some("--from=build /programs/ /usr/local/bin/"));
+        assert_eq!(
+            of("USER"),
+            Some("65532:65532"),
+            "as `nonroot` of the base, and as our Pods"
+        );
+        let start = format!("[\"/usr/local/bin/{wanted}\"]");
+        assert_eq!(of("ENTRYPOINT"), Some(start.as_str()));
+    }
+    for program in list.split_whitespace() {
+        assert!(built.contains(program), "{program} is copied and not built");
+    }
+}
+
+/// The programs of each package.
+fn programs_by_package() -> BTreeMap<String, BTreeSet<String>> {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--no-deps", "--offline", "--format-version=1"])
+        .current_dir(root())
+        .output()
+        .expect("cargo runs");
+    let metadata: serde_json::Value =
+        serde_json::from_slice(&output.stdout).expect("cargo metadata prints JSON");
+    let packages = metadata["packages"].as_array().expect("a list of packages");
+    let text = |value: &serde_json::Value| value.as_str().expect("a text").to_owned();
+    packages
+        .iter()
+        .map(|package| {
+            let targets = package["targets"].as_array().expect("a list of targets");
+            let programs = targets
+                .iter()
+                .filter(|target| target["kind"][0] == "bin")
+                .map(|target| text(&target["name"]))
+                .collect();
+            (text(&package["name"]), programs)
+        })
+        .collect()
+}

@@ -13,7 +13,7 @@ use metastore_operator_api::{
     BackupSpec, BackupStore, BootstrapSpec, ClusterSpec, CompactTask, DEFAULT_BUMP_REVISION,
     DefragTask, JobPhase, LocalReference, MetaStoreBackup, MetaStoreCluster, MetaStoreTask,
     MoveLeaderTask, PvcStore, RecoverQuorumTask, ReplaceMemberTask, RestoreBootstrap, RetainPolicy,
-    TaskSpec, TlsMode, VerifyConsistencyTask, names,
+    TaskSpec, VerifyConsistencyTask, names,
 };
 
 /// How often something is looked at that is waited for.
@@ -461,7 +461,7 @@ impl Plugin {
         let cluster = self.cluster(name).await?;
         let folder = ScratchFolder::new()?;
         let mut options: Vec<(&str, String)> = Vec::new();
-        let is_encrypted = cluster.spec.tls.client.mode == TlsMode::Required;
+        let is_encrypted = cluster.spec.tls.client.mode.is_encrypted();
         if is_encrypted {
             let secret = client_secret(&cluster.spec, name);
             let secret = self.secret(&secret).await?;

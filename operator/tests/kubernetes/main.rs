@@ -3,7 +3,7 @@
 //! Real: kube-apiserver, kube-controller-manager, their store, the operator as a process with exactly the
 //! rights of its chart, the members as processes, kubectl and helm. Played by the test: the kubelet, which
 //! runs Pods as processes of this machine ([`kubelet`]). Real nodes and containers are the matter of
-//! `tests/kubernetes/operator.sh`.
+//! `tests/kubernetes/nodes.sh`.
 //!
 //! `make e2e-kubernetes` runs it; `tests/kubernetes/install.sh` builds the programs once. The variable
 //! `METASTORE_KUBERNETES_SERVER` says what the members and the store of the API server are: `metastore`, or a
@@ -16,6 +16,7 @@ mod charts;
 mod control_plane;
 mod kubelet;
 mod life;
+mod neighbours;
 mod operators;
 mod secure;
 mod stage;
@@ -45,6 +46,15 @@ async fn a_cluster_grows_shrinks_rolls_heals_and_sleeps_without_losing_a_write()
 async fn a_cluster_with_tls_and_users_grows_rolls_and_heals_without_losing_a_write() {
     let stage = Stage::set().await;
     secure::secure_cluster(&stage).await;
+    stage.no_call_was_forbidden();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "some minutes long, and it needs kube-apiserver: `make e2e-kubernetes` runs it"]
+async fn a_cluster_in_use_gets_tls_and_the_kinds_of_others_fit() {
+    let stage = Stage::set().await;
+    secure::cluster_that_gets_tls(&stage).await;
+    neighbours::cert_manager_and_prometheus(&stage).await;
     stage.no_call_was_forbidden();
 }
 

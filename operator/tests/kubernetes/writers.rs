@@ -37,6 +37,17 @@ impl Access {
     /// With the certificates and the password that the operator made, as a program in a Pod would.
     pub async fn secure(stage: &Stage, cluster: &str) -> Self {
         let secrets: Api<Secret> = Api::namespaced(stage.client.clone(), NAMESPACE);
+        let secret = secrets.get(&format!("{cluster}-root")).await.unwrap();
+        let password = secret.data.unwrap()["password"].0.clone();
+        Self {
+            password: Some(String::from_utf8(password).unwrap()),
+            ..Self::encrypted(stage, cluster).await
+        }
+    }
+
+    /// With certificates, and as nobody.
+    pub async fn encrypted(stage: &Stage, cluster: &str) -> Self {
+        let secrets: Api<Secret> = Api::namespaced(stage.client.clone(), NAMESPACE);
         let read = async |name: String, key: &str| {
             let secret = secrets.get(&name).await.unwrap();
             secret.data.unwrap()[key].0.clone()
@@ -56,10 +67,9 @@ impl Access {
             .with_client_auth_cert(chain, key)
             .unwrap();
         config.alpn_protocols = vec![b"h2".to_vec()];
-        let password = read(format!("{cluster}-root"), "password").await;
         Self {
             tls: Some(Arc::new(config)),
-            password: Some(String::from_utf8(password).unwrap()),
+            password: None,
         }
     }
 

@@ -25,7 +25,8 @@ use crate::config::TlsSettings;
 struct Authorities {
     store: Arc<RootCertStore>,
     certificates: Vec<CertificateDer<'static>>,
-    clients: Arc<dyn ClientCertVerifier>,
+    /// Nothing where there are no authorities: then nobody's certificate is good.
+    clients: Option<Arc<dyn ClientCertVerifier>>,
 }
 
 impl Authorities {
@@ -40,10 +41,16 @@ impl Authorities {
                 .map_err(|error| format!("x509: malformed certificate authority: {error}"))?;
         }
         let store = Arc::new(store);
-        let clients =
-            WebPkiClientVerifier::builder_with_provider(Arc::clone(&store), Arc::clone(provider))
-                .build()
-                .map_err(|error| format!("no certificate authority can be used: {error}"))?;
+        let clients = if certificates.is_empty() {
+            None
+        } else {
+            let builder = WebPkiClientVerifier::builder_with_provider(
+                Arc::clone(&store),
+                Arc::clone(provider),
+            );
+            let built = builder.build();
+            Some(built.map_err(|error| format!("no certificate authority can be used: {error}"))?)
+        };
         Ok(Self {
             store,
             certificates,
@@ -55,9 +62,14 @@ impl Authorities {
         let certificates: Vec<_> = CertificateDer::pem_slice_iter(contents)
             .collect::<Result<_, _>>()
             .map_err(|error| format!("x509: malformed certificate: {error}"))?;
+        if certificates.is_empty() {
+            return Err("no certificate authority can be used: there is none in it".to_owned());
+        }
         Self::new(certificates, provider)
     }
 
+    /// Those that the system trusts. A small image may have none, which is no fault as long as nobody's
+    /// certificate has to be checked with them.
     fn of_system(provider: &Arc<CryptoProvider>) -> Result<Self, String> {
         let loaded = rustls_native_certs::load_native_certs();
         // A system has many; one that rustls cannot use must not cost the others.
@@ -231,9 +243,10 @@ impl ClientCertVerifier for Trust {
             if authorities.holds(end_entity, Usage::Client) {
                 return Ok(ClientCertVerified::assertion());
             }
-            authorities
-                .clients
-                .verify_client_cert(end_entity, intermediates, now)
+            let Some(clients) = &authorities.clients else {
+                return Err(Error::InvalidCertificate(CertificateError::UnknownIssuer));
+            };
+            clients.verify_client_cert(end_entity, intermediates, now)
         })?;
         self.allowed.check(end_entity)?;
         Ok(ClientCertVerified::assertion())

@@ -47,14 +47,21 @@ kubernetes() {
   compile "$dir" "$ld" "${pkg[@]}"
 }
 
-# What ../install.sh has built already is not built again.
-control_plane() {
-  local program missing=()
-  for program in kube-apiserver kube-controller-manager kube-scheduler kubectl; do
-    [ -x "$BIN_DIR/$program" ] || missing+=("$program")
-  done
-  [ ${#missing[@]} -eq 0 ] || kubernetes control-plane "${missing[@]}"
+# missing PROGRAM ...: those of them that are not built; an interrupted build goes on, and what ../install.sh has
+# built already is not built again.
+missing() {
+  local program
+  for program in "$@"; do [ -x "$BIN_DIR/$program" ] || echo "$program"; done
 }
+
+# kubernetes_missing NAME COMMAND ...
+kubernetes_missing() {
+  local name=$1 programs; shift
+  mapfile -t programs < <(missing "$@")
+  [ ${#programs[@]} -eq 0 ] || kubernetes "$name" "${programs[@]}"
+}
+
+control_plane() { kubernetes_missing control-plane kube-apiserver kube-controller-manager kube-scheduler kubectl; }
 
 etcd() {
   local dir; dir=$(fresh_module etcd)
@@ -71,7 +78,7 @@ helm() {
 
 node() {
   local dir
-  kubernetes node kubelet kube-proxy
+  kubernetes_missing node kubelet kube-proxy
   dir=$(fresh_module containerd)
   (cd "$dir" && go get "github.com/containerd/containerd/v2@$CONTAINERD_VERSION")
   compile "$dir" "-X github.com/containerd/containerd/v2/version.Version=$CONTAINERD_VERSION" \

@@ -49,6 +49,7 @@ NODE_NET=${NODE_NET:-10.97.0}          # .1 is this machine (API server, DNS), .
 POD_NET=${POD_NET:-10.244}             # node N has POD_NET.N.0/24
 SERVICE_NET=${SERVICE_NET:-10.96}      # SERVICE_NET.0.0/16
 HOST_IP=$NODE_NET.1
+PROVISIONER=test.metastore.io/folder   # of the storage class: provisioner.sh
 
 PKI=$CLUSTER_DIR/pki
 KUBECONFIG_ADMIN=$CLUSTER_DIR/admin.kubeconfig

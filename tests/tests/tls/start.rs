@@ -103,6 +103,31 @@ async fn files_that_do_not_fit_end_the_start_with_the_reason() {
     }
 }
 
+/// A small image has no authorities of the system. Where they would be needed, nobody is trusted.
+#[tokio::test]
+async fn a_system_without_certificate_authorities_is_enough() {
+    let nothing = tempfile::tempdir().unwrap();
+    let on_bare_system = |builder: MemberBuilder| {
+        let folder = nothing.path().display().to_string();
+        let file = nothing.path().join("none.pem").display().to_string();
+        builder
+            .env("SSL_CERT_DIR", &folder)
+            .env("SSL_CERT_FILE", &file)
+    };
+    let member = on_bare_system(MemberBuilder::new(subject())).start().await;
+    member.client().put("a", "b").await.unwrap();
+    // Client certificates are asked for, and nothing says who may sign them.
+    let certificates = Certificates::new();
+    let demanding = certificates.member().flag("--client-cert-auth");
+    let member = on_bare_system(demanding).spawn();
+    super::logged(&member, &["serving client traffic"]).await;
+    let client = certificates.client("client");
+    let ca = Some(certificates.ca.as_path());
+    let refusal = super::etcdctl(&member.endpoint(), ca, Some(&client), "get a");
+    assert!(!refusal.status.success(), "{refusal:?}");
+    super::logged(&member, &["rejected connection"]).await;
+}
+
 #[tokio::test]
 async fn generated_certificates_serve_clients_and_are_kept() {
     let mut member = MemberBuilder::new(subject())

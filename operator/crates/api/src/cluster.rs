@@ -348,7 +348,7 @@ pub struct SchedulingSpec {
     /// Are members kept apart?
     #[serde(default)]
     pub spread: Spread,
-    /// Over what they are spread.
+    /// Labels of nodes over which they are spread. With `Required`, nodes without one of them are not used.
     #[serde(default = "default_topology_keys")]
     #[schemars(length(max = 4))]
     pub topology_keys: Vec<String>,
@@ -397,7 +397,8 @@ pub enum Spread {
     /// Where it is possible.
     #[default]
     Preferred,
-    /// Always: a member that cannot be kept apart does not start.
+    /// Always: a member that cannot be kept apart does not start, and nodes without one of the labels are not
+    /// used.
     Required,
 }
 
@@ -555,12 +556,41 @@ impl Default for TlsSpec {
 #[derive(JsonSchema, Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ClientTls {
-    /// Is TLS spoken? Changing it restarts the members one by one.
+    /// Is TLS spoken? Changing it restarts the members one by one. A cluster in use goes from `Disabled` over
+    /// `Permissive` to `Required`, or back, and its clients change in between.
     #[serde(default)]
-    pub mode: TlsMode,
-    /// Must clients show a certificate of the authority?
+    pub mode: ClientTlsMode,
+    /// Must clients show a certificate of the authority? Those that speak plain text cannot.
     #[serde(default)]
     pub client_auth: bool,
+}
+
+/// What is spoken to clients?
+#[derive(JsonSchema, Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub enum ClientTlsMode {
+    /// Plain text.
+    #[default]
+    Disabled,
+    /// Plain text and TLS, on one port.
+    Permissive,
+    /// TLS.
+    Required,
+}
+
+impl ClientTlsMode {
+    /// Are there certificates?
+    pub fn is_encrypted(self) -> bool {
+        self != Self::Disabled
+    }
+
+    /// The schemes of URLs that are served; first the one that is to be used.
+    pub fn schemes(self) -> &'static [&'static str] {
+        match self {
+            Self::Disabled => &["http"],
+            Self::Permissive => &["https", "http"],
+            Self::Required => &["https"],
+        }
+    }
 }
 
 /// TLS between members. Both sides show certificates.
@@ -624,9 +654,33 @@ fn default_issuer_kind() -> String {
     "Issuer".into()
 }
 
-/// The operator's own authority: there is nothing to say about it.
-#[derive(JsonSchema, Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
-pub struct OperatorAuthority {}
+/// The operator's own authority.
+#[derive(JsonSchema, Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OperatorAuthority {
+    /// Raise it to replace the authority. That also happens by itself a year before its end. Members trust both
+    /// the old and the new one first, then get certificates of the new one, then forget the old one.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub rotation: i64,
+    /// Time between these steps: longer than the kubelets take to hand a changed Secret to Pods, which is two
+    /// minutes, and than your clients take to read their authorities anew.
+    #[serde(default = "default_rotation_pause")]
+    pub rotation_pause: DurationText,
+}
+
+fn default_rotation_pause() -> DurationText {
+    "24h".into()
+}
+
+impl Default for OperatorAuthority {
+    fn default() -> Self {
+        Self {
+            rotation: 0,
+            rotation_pause: default_rotation_pause(),
+        }
+    }
+}
 
 /// Secrets that somebody else fills.
 #[derive(JsonSchema, Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
@@ -648,7 +702,8 @@ pub struct GivenSecrets {
 #[serde(rename_all = "camelCase")]
 pub struct AuthSpec {
     /// Must clients log in? When it becomes true, the operator makes the user `root` and switches
-    /// authentication on. Mutable.
+    /// authentication on. When it becomes false, authentication is switched off; users and roles stay.
+    /// Mutable.
     #[serde(default)]
     pub enabled: bool,
     /// The Secret with the password of `root` in the key `password`. Absent: `<cluster>-root`, which the

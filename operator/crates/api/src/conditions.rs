@@ -86,6 +86,8 @@ pub mod reasons {
     pub const RECLAIMING_SPACE: &str = "ReclaimingSpace";
     /// Users and authentication are set up.
     pub const ENABLING_AUTH: &str = "EnablingAuth";
+    /// Authentication is being switched off.
+    pub const DISABLING_AUTH: &str = "DisablingAuth";
     /// The operation took longer than `spec.progressDeadline`; it goes on.
     pub const PROGRESS_DEADLINE_EXCEEDED: &str = "ProgressDeadlineExceeded";
     /// Nothing is to be done.

@@ -124,6 +124,8 @@ pub enum Action {
     Disarm(crate::Alarm),
     /// Make the user root and switch authentication on.
     EnableAuth,
+    /// Switch authentication off. Users and roles stay.
+    DisableAuth,
     /// Do one step of a task, or finish it.
     Task {
         /// Its name.
@@ -156,6 +158,7 @@ impl Action {
             | Self::Defragment { .. }
             | Self::Disarm(_)
             | Self::DeleteData
+            | Self::DisableAuth
             // Forming is the most dangerous act of all: it makes an empty cluster.
             | Self::CreateMember { start: Start::Form, .. }
             | Self::CreateIdentity { .. } => true,

@@ -36,6 +36,9 @@ const RECLAIM_RETRY_INTERVAL: Duration = Duration::from_secs(600);
 /// What stands for the hash of a template with which a member is forced to go on alone. It is unlike any other,
 /// so that the member restarts once more.
 pub const FORCED_TEMPLATE_HASH: &str = "recovering";
+/// What is said while Kubernetes calls members ready and none answers the operator.
+pub(crate) const UNREACHABLE_TEXT: &str =
+    "members are ready, and the operator reaches none: its network or certificate is wrong";
 /// The window in which replacements are counted.
 const REPLACEMENT_WINDOW: Duration = Duration::from_secs(3600);
 
@@ -127,6 +130,7 @@ const RULES: &[Rule] = &[
     suspension,
     freeze,
     static_objects,
+    unreachable,
     formation,
     hibernation,
     recovery,
@@ -190,20 +194,19 @@ fn suspension(context: &Context<'_>) -> Option<Step> {
 
 /// Something contradicts itself: whatever is done could be done to the wrong data.
 fn freeze(context: &Context<'_>) -> Option<Step> {
-    match context.class {
-        Class::SplitBrain => Some(
-            Step::new(
-                Action::Wait(IDLE_INTERVAL),
-                "members answer with a cluster id that is not the one of this cluster",
-            )
-            .degraded(reasons::SPLIT_BRAIN_SUSPECTED),
-        ),
-        Class::Unreachable => Some(Step::new(
-            Action::Wait(BUSY_INTERVAL),
-            "members are ready, and the operator reaches none: its network or certificate is wrong",
-        )),
-        _ => None,
-    }
+    (context.class == Class::SplitBrain).then(|| {
+        Step::new(
+            Action::Wait(IDLE_INTERVAL),
+            "members answer with a cluster id that is not the one of this cluster",
+        )
+        .degraded(reasons::SPLIT_BRAIN_SUSPECTED)
+    })
+}
+
+/// Kubernetes and the operator contradict each other about the members, so none of them is touched. Only after
+/// the static objects: the certificate that is missing may be the operator's own.
+fn unreachable(context: &Context<'_>) -> Option<Step> {
+    (context.class == Class::Unreachable).then(|| Step::wait(UNREACHABLE_TEXT))
 }
 
 fn static_objects(context: &Context<'_>) -> Option<Step> {
@@ -1074,6 +1077,11 @@ fn volume_growth(context: &Context<'_>) -> Option<Step> {
 /// A new template, member by member: the sick ones without a gate, then followers, the leader last and only
 /// after it has handed over. Each healthy one only while all are, so that never more than one is away.
 fn rolling(context: &Context<'_>) -> Option<Step> {
+    // A member that starts without its certificate ends at once.
+    let certificates = &context.seen.certificates;
+    if certificates.is_enabled && !certificates.is_ready {
+        return None;
+    }
     if let Some(step) = roll_sick_member(context) {
         return Some(step);
     }
@@ -1175,12 +1183,20 @@ fn too_few_voters(context: &Context<'_>) -> Option<Step> {
 }
 
 fn authentication(context: &Context<'_>) -> Option<Step> {
-    let is_needed = context.spec.auth.enabled
-        && context.seen.is_auth_enabled == Some(false)
-        && context.class == Class::Healthy;
-    is_needed.then(|| {
-        Step::new(Action::EnableAuth, "authentication is to be on").of(reasons::ENABLING_AUTH, None)
-    })
+    if context.class != Class::Healthy {
+        return None;
+    }
+    match (context.spec.auth.enabled, context.seen.is_auth_enabled) {
+        (true, Some(false)) => {
+            let step = Step::new(Action::EnableAuth, "authentication is to be on");
+            Some(step.of(reasons::ENABLING_AUTH, None))
+        }
+        (false, Some(true)) => {
+            let step = Step::new(Action::DisableAuth, "authentication is to be off");
+            Some(step.of(reasons::DISABLING_AUTH, None))
+        }
+        _ => None,
+    }
 }
 
 /// The oldest task that is not finished: one step of it.

@@ -147,6 +147,8 @@ pub struct PodObservation {
     pub is_terminating: bool,
     /// Its node.
     pub node: Option<String>,
+    /// The tag of the server's image; nothing when a digest names it.
+    pub image_tag: Option<String>,
     /// Hash of the template it runs.
     pub template_hash: String,
     /// Why it does not run, if Kubernetes says so.

@@ -5,11 +5,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use metastore_operator_api::conditions::{self, reasons};
 use metastore_operator_api::{
     BackupSummary, CapacityStatus, CertificatesStatus, ClusterStatus, EndpointsStatus, MemberRole,
-    MemberState, MemberStatus, OperationStatus, Phase, TlsMode, names,
+    MemberState, MemberStatus, OperationStatus, Phase, names,
 };
 
 use crate::classify::{Class, is_healthy, listed_of};
-use crate::decide::{Context, Step, leader_id};
+use crate::decide::{Context, Step, UNREACHABLE_TEXT, leader_id};
 use crate::observation::{AlarmKind, MemberObservation, MemberPhase, Observation};
 
 /// A certificate that ends sooner should have been renewed long ago.
@@ -210,10 +210,7 @@ fn backup(seen: &Observation) -> Option<BackupSummary> {
 
 fn endpoints(context: &Context<'_>) -> EndpointsStatus {
     let seen = context.seen;
-    let scheme = match context.spec.tls.client.mode {
-        TlsMode::Disabled => "http",
-        TlsMode::Required => "https",
-    };
+    let scheme = context.spec.tls.client.mode.schemes()[0];
     let address = |service: &str| {
         let domain = match context.spec.cluster_domain.as_str() {
             "" => String::new(),
@@ -364,7 +361,7 @@ fn available(context: &Context<'_>, step: &Step) -> Fact {
             reasons::AS_EXPECTED,
             "a majority of the members serves",
         ),
-        Class::Unreachable => Fact::unknown(reasons::UNREACHABLE, step.why.clone()),
+        Class::Unreachable => Fact::unknown(reasons::UNREACHABLE, UNREACHABLE_TEXT),
         Class::SplitBrain => Fact::unknown(
             reasons::SPLIT_BRAIN_SUSPECTED,
             "members belong to different clusters",

@@ -1,5 +1,7 @@
 //! Which version may follow which.
 
+use std::fmt;
+
 /// A semantic version, without what follows the patch number.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub struct Version {
@@ -9,6 +11,12 @@ pub struct Version {
     pub minor: u64,
     /// Patch number.
     pub patch: u64,
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}.{}.{}", self.major, self.minor, self.patch)
+    }
 }
 
 impl Version {

@@ -211,6 +211,8 @@ fn two_cluster_ids_freeze_everything() {
     assert!(is_wait(&decision));
     assert_eq!(state_of(&decision, "ClusterIDConsistent").0, "False");
     assert_eq!(decision.status.phase, Phase::Frozen);
+    seen.stale_objects = vec!["Service/c".into()];
+    assert!(is_wait(&decide(&spec, &seen, now())));
 }
 
 #[test]
@@ -226,6 +228,11 @@ fn members_that_only_the_operator_does_not_reach_are_left_alone() {
         state_of(&decision, "Available"),
         ("Unknown".into(), "Unreachable".into())
     );
+    // A rotation by deleting all Secrets takes the operator's own certificate, too: it is written anew.
+    seen.stale_objects = vec!["Secret/c-client-tls".into()];
+    let decision = decide(&spec, &seen, now());
+    assert_eq!(decision.action, Action::ApplyStaticObjects);
+    assert_eq!(state_of(&decision, "Available").0, "Unknown");
 }
 
 #[test]
@@ -622,6 +629,21 @@ fn authentication_is_switched_on_once() {
     );
     seen.is_auth_enabled = Some(true);
     assert!(is_wait(&decide(&spec, &seen, now())));
+    spec.auth.enabled = false;
+    assert_eq!(decide(&spec, &seen, now()).action, Action::DisableAuth);
+    seen.is_auth_enabled = Some(false);
+    assert!(is_wait(&decide(&spec, &seen, now())));
+}
+
+#[test]
+fn nobody_restarts_for_a_certificate_that_is_not_there() {
+    let (spec, mut seen) = healthy(3);
+    seen.wanted_template_hash = "with TLS".into();
+    seen.certificates.is_enabled = true;
+    assert!(is_wait(&decide(&spec, &seen, now())));
+    seen.certificates.is_ready = true;
+    let action = decide(&spec, &seen, now()).action;
+    assert!(matches!(action, Action::Roll { .. }), "{action:?}");
 }
 
 #[test]

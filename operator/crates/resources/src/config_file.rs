@@ -47,7 +47,12 @@ pub enum MemberStart {
 pub fn lasting_config(cluster: &Cluster<'_>, member: &str) -> BTreeMap<String, Value> {
     let spec = cluster.spec;
     let config = &spec.config;
-    let listen = |scheme: &str, port: u16| json!(format!("{scheme}://0.0.0.0:{port}"));
+    // The server takes this for every address of the Pod, of IPv6, too.
+    let listen = |scheme: &str, port: u16| format!("{scheme}://0.0.0.0:{port}");
+    let client_schemes = spec.tls.client.mode.schemes().iter();
+    let client_listen: Vec<_> = client_schemes
+        .map(|scheme| listen(scheme, names::CLIENT_PORT))
+        .collect();
     let milliseconds = |duration: &metastore_operator_api::DurationText, default_ms: u64| {
         let duration = duration.or(std::time::Duration::from_millis(default_ms));
         json!(u64::try_from(duration.as_millis()).unwrap_or(default_ms))
@@ -57,19 +62,19 @@ pub fn lasting_config(cluster: &Cluster<'_>, member: &str) -> BTreeMap<String, V
         ("data-dir".to_owned(), json!(DATA_FOLDER)),
         (
             "listen-client-urls".to_owned(),
-            listen(cluster.client_scheme(), names::CLIENT_PORT),
+            json!(client_listen.join(",")),
         ),
         (
             "listen-peer-urls".to_owned(),
-            listen(cluster.peer_scheme(), names::PEER_PORT),
+            json!(listen(cluster.peer_scheme(), names::PEER_PORT)),
         ),
         (
             "listen-metrics-urls".to_owned(),
-            listen("http", names::METRICS_PORT),
+            json!(listen("http", names::METRICS_PORT)),
         ),
         (
             "advertise-client-urls".to_owned(),
-            json!(cluster.client_url(member)),
+            json!(cluster.client_urls(member).join(",")),
         ),
         (
             "initial-advertise-peer-urls".to_owned(),
@@ -100,7 +105,7 @@ pub fn lasting_config(cluster: &Cluster<'_>, member: &str) -> BTreeMap<String, V
             json!(config.compaction.retention),
         );
     }
-    if spec.tls.client.mode == TlsMode::Required {
+    if spec.tls.client.mode.is_encrypted() {
         let mut security = json!({
             "cert-file": format!("{SERVER_TLS_FOLDER}/tls.crt"),
             "key-file": format!("{SERVER_TLS_FOLDER}/tls.key"),

@@ -52,14 +52,17 @@ impl Cluster<'_> {
             .unwrap_or(&self.images.server_version)
     }
 
-    /// `http` or `https`, for clients.
+    /// `http` or `https`: what the operator and its Jobs speak to members.
     pub fn client_scheme(&self) -> &'static str {
-        scheme(self.spec.tls.client.mode)
+        self.spec.tls.client.mode.schemes()[0]
     }
 
     /// `http` or `https`, between members.
     pub fn peer_scheme(&self) -> &'static str {
-        scheme(self.spec.tls.peer.mode)
+        match self.spec.tls.peer.mode {
+            TlsMode::Disabled => "http",
+            TlsMode::Required => "https",
+        }
     }
 
     /// Host name of a member.
@@ -77,14 +80,16 @@ impl Cluster<'_> {
         )
     }
 
-    /// Where clients reach a member.
+    /// Where the operator's Jobs reach a member.
     pub fn client_url(&self, member: &str) -> String {
-        format!(
-            "{}://{}:{}",
-            self.client_scheme(),
-            self.host(member),
-            names::CLIENT_PORT
-        )
+        client_url(self.client_scheme(), &self.host(member))
+    }
+
+    /// Where clients reach a member: each way that it serves.
+    pub fn client_urls(&self, member: &str) -> Vec<String> {
+        let host = self.host(member);
+        let schemes = self.spec.tls.client.mode.schemes().iter();
+        schemes.map(|scheme| client_url(scheme, &host)).collect()
     }
 
     /// Bytes above which the server refuses writes: what the spec says, or nine tenths of the volume.
@@ -179,11 +184,8 @@ impl Cluster<'_> {
     }
 }
 
-fn scheme(mode: TlsMode) -> &'static str {
-    match mode {
-        TlsMode::Disabled => "http",
-        TlsMode::Required => "https",
-    }
+fn client_url(scheme: &str, host: &str) -> String {
+    format!("{scheme}://{host}:{}", names::CLIENT_PORT)
 }
 
 /// Names of the Secrets with certificates, each with `tls.crt`, `tls.key` and `ca.crt`.

@@ -1,6 +1,6 @@
 //! Jobs that make and check backups.
 
-use metastore_operator_api::{BackupStore, TlsMode, names};
+use metastore_operator_api::{BackupStore, names};
 use serde_json::{Value, json};
 
 use crate::config_file::CLIENT_TLS_FOLDER;
@@ -35,7 +35,7 @@ pub fn backup_job(
     artifact: &str,
     member: &str,
 ) -> Value {
-    let is_encrypted = cluster.spec.tls.client.mode == TlsMode::Required;
+    let is_encrypted = cluster.spec.tls.client.mode.is_encrypted();
     let mut settings = json!({
         "store": store,
         "artifact": artifact,

@@ -1,7 +1,10 @@
 //! What a member consists of: StatefulSet, volume claim, start configuration.
 
 use k8s_openapi::DeepMerge;
-use k8s_openapi::api::core::v1::PodTemplateSpec;
+use k8s_openapi::api::core::v1::{
+    Affinity, PodAffinityTerm, PodTemplateSpec, WeightedPodAffinityTerm,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use metastore_operator_api::{PullPolicy, RestoreSource, Spread, TlsMode, names};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -18,6 +21,9 @@ pub(crate) const USER_ID: i64 = 65532;
 
 /// The server ends by itself long before; a leader hands over first.
 const TERMINATION_GRACE_SECONDS: i64 = 60;
+
+/// The largest weight of a preference that Kubernetes accepts.
+const AFFINITY_WEIGHT_MAX: i32 = 100;
 
 /// Data of a backup that the first member starts with.
 #[derive(Clone, Debug, PartialEq)]
@@ -133,21 +139,21 @@ fn pod_spec(cluster: &Cluster<'_>, member: &str, restore: Option<&SeedRestore>) 
         json!({"name": "tmp", "mountPath": "/tmp"}),
     ];
     let secrets = cluster.tls_secrets();
-    for (mode, name, secret, folder) in [
+    for (is_encrypted, name, secret, folder) in [
         (
-            spec.tls.client.mode,
+            spec.tls.client.mode.is_encrypted(),
             "server-tls",
             secrets.server,
             SERVER_TLS_FOLDER,
         ),
         (
-            spec.tls.peer.mode,
+            spec.tls.peer.mode == TlsMode::Required,
             "peer-tls",
             secrets.peer,
             PEER_TLS_FOLDER,
         ),
     ] {
-        if mode == TlsMode::Required {
+        if is_encrypted {
             volumes.push(
                 json!({"name": name, "secret": {"secretName": secret, "defaultMode": 0o440}}),
             );
@@ -220,25 +226,27 @@ fn pod_spec(cluster: &Cluster<'_>, member: &str, restore: Option<&SeedRestore>) 
 
 fn scheduling(cluster: &Cluster<'_>, pod: &mut Value) {
     let scheduling = &cluster.spec.scheduling;
-    let unsatisfiable = match scheduling.spread {
-        Spread::Off => None,
-        Spread::Preferred => Some("ScheduleAnyway"),
-        Spread::Required => Some("DoNotSchedule"),
-    };
-    if let Some(unsatisfiable) = unsatisfiable {
-        let constraints: Vec<_> = scheduling
-            .topology_keys
-            .iter()
-            .map(|key| {
+    let mut affinity = scheduling.affinity.clone();
+    match scheduling.spread {
+        Spread::Off => {}
+        // Not by constraints that may be missed: the scheduler ignores all of them where a node lacks the label
+        // of one (kubernetes #102136), and few machines outside of clouds have zones.
+        Spread::Preferred => prefer_apart(cluster, affinity.get_or_insert_default()),
+        Spread::Required => {
+            let constraint = |key: &String| {
                 json!({
                     "maxSkew": 1,
                     "topologyKey": key,
-                    "whenUnsatisfiable": unsatisfiable,
+                    "whenUnsatisfiable": "DoNotSchedule",
                     "labelSelector": {"matchLabels": cluster.selector()},
                 })
-            })
-            .collect();
-        pod["topologySpreadConstraints"] = json!(constraints);
+            };
+            let keys = &scheduling.topology_keys;
+            pod["topologySpreadConstraints"] = keys.iter().map(constraint).collect();
+        }
+    }
+    if let Some(affinity) = affinity {
+        pod["affinity"] = json!(affinity);
     }
     if !scheduling.priority_class_name.is_empty() {
         pod["priorityClassName"] = json!(scheduling.priority_class_name);
@@ -249,9 +257,30 @@ fn scheduling(cluster: &Cluster<'_>, pod: &mut Value) {
     if !scheduling.tolerations.is_empty() {
         pod["tolerations"] = json!(scheduling.tolerations);
     }
-    if let Some(affinity) = &scheduling.affinity {
-        pod["affinity"] = json!(affinity);
-    }
+}
+
+/// Each member counts against a node once for each label that it shares with it, so another zone is better than
+/// another node of the same zone, and that is better than the same node. What the spec prefers stays.
+fn prefer_apart(cluster: &Cluster<'_>, affinity: &mut Affinity) {
+    let selector = LabelSelector {
+        match_labels: serde_json::from_value(cluster.selector()).ok(),
+        ..LabelSelector::default()
+    };
+    let term = |key: &String| WeightedPodAffinityTerm {
+        weight: AFFINITY_WEIGHT_MAX,
+        pod_affinity_term: PodAffinityTerm {
+            label_selector: Some(selector.clone()),
+            topology_key: key.clone(),
+            ..PodAffinityTerm::default()
+        },
+    };
+    let terms = cluster.spec.scheduling.topology_keys.iter().map(term);
+    affinity
+        .pod_anti_affinity
+        .get_or_insert_default()
+        .preferred_during_scheduling_ignored_during_execution
+        .get_or_insert_default()
+        .extend(terms);
 }
 
 /// An init container that fills the empty volume of the first member from a backup. With data there it does

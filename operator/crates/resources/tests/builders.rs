@@ -95,6 +95,56 @@ fn a_member_with_defaults() {
 }
 
 #[test]
+fn what_a_spec_prefers_stays_beside_what_keeps_members_apart() {
+    let preferred = json!({"weight": 1, "podAffinityTerm": {
+        "topologyKey": "rack", "labelSelector": {"matchLabels": {"app": "noisy"}},
+    }});
+    let antiaffinity = |scheduling: Value| {
+        let spec = spec(json!({"scheduling": scheduling}));
+        let set = with(&spec, |cluster| {
+            stateful_set(cluster, "a", "running", 1, None)
+        })
+        .unwrap();
+        let pod = set["spec"]["template"]["spec"].clone();
+        let terms =
+            pod["affinity"]["podAntiAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+                .clone();
+        let keys = terms.as_array().into_iter().flatten();
+        let keys: Vec<_> = keys
+            .map(|term| {
+                term["podAffinityTerm"]["topologyKey"]
+                    .as_str()
+                    .unwrap()
+                    .to_owned()
+            })
+            .collect();
+        (
+            keys,
+            pod["topologySpreadConstraints"]
+                .as_array()
+                .map_or(0, Vec::len),
+        )
+    };
+    let zone_and_node = ["topology.kubernetes.io/zone", "kubernetes.io/hostname"];
+    assert_eq!(
+        antiaffinity(json!({})),
+        (zone_and_node.map(String::from).to_vec(), 0)
+    );
+    let own = json!({"podAntiAffinity": {
+        "preferredDuringSchedulingIgnoredDuringExecution": [preferred],
+    }});
+    assert_eq!(
+        antiaffinity(json!({"affinity": own, "topologyKeys": ["kubernetes.io/hostname"]})),
+        (
+            vec!["rack".to_owned(), "kubernetes.io/hostname".to_owned()],
+            0
+        )
+    );
+    assert_eq!(antiaffinity(json!({"spread": "Required"})), (Vec::new(), 2));
+    assert_eq!(antiaffinity(json!({"spread": "Off"})), (Vec::new(), 0));
+}
+
+#[test]
 fn a_member_with_everything() {
     let spec = secure_spec();
     let store = BackupStore {
@@ -125,6 +175,32 @@ fn a_member_with_everything() {
         )
     });
     insta::assert_snapshot!(text);
+}
+
+#[test]
+fn a_permissive_member_serves_plain_text_and_tls_on_one_port() {
+    let spec =
+        spec(json!({"tls": {"client": {"mode": "Permissive"}, "issuer": {"operatorCA": {}}}}));
+    with(&spec, |cluster| {
+        let file = config_map(cluster, "a", &MemberStart::Run)["data"]["metastore.yaml"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        for line in [
+            r#"listen-client-urls: "https://0.0.0.0:2379,http://0.0.0.0:2379""#,
+            r#"advertise-client-urls: "https://a-0.prod-peer.data.svc:2379,http://a-0.prod-peer.data.svc:2379""#,
+            r#"listen-peer-urls: "http://0.0.0.0:2380""#,
+        ] {
+            assert!(file.contains(line), "{line} is not in\n{file}");
+        }
+        assert!(file.contains("client-transport-security"), "{file}");
+        assert_eq!(
+            cluster.client_url("a"),
+            "https://a-0.prod-peer.data.svc:2379"
+        );
+        let set = stateful_set(cluster, "a", "running", 1, None).unwrap();
+        assert!(pretty(&set).contains("prod-server-tls"), "it is mounted");
+    });
 }
 
 #[test]
