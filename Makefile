@@ -51,6 +51,10 @@ e2e: ## only the tests that start processes
 soak: ## the tests that start processes, again and again: ROUNDS=20
 	@$(ENVIRONMENT); $(PREPARE_TESTS); for round in $$(seq $${ROUNDS:-20}); do echo "round $$round"; cargo test --package metastore-tests; done
 
+.PHONY: fuzz
+fuzz: ## fuzzing that follows the coverage, ten minutes for each of six targets: TARGETS="options log"
+	@tests/fuzz/run.sh $(TARGETS)
+
 .PHONY: bench
 bench: ## measure MetaStore and etcd in turn; takes about an hour
 	@$(ENVIRONMENT); tests/bench/run.sh $(ARGUMENTS)

@@ -1,9 +1,9 @@
 //! Inputs that are almost right, for the tests of everything that reads what clients, people and disks
 //! give it: no such input may panic, hang or break what must hold for every input.
 //!
-//! Fuzzing with coverage would need the whole server, RocksDB included, built once more with another
-//! compiler's instrumentation. Mutations of real inputs find what matters here, in a second of every
-//! test run; `METASTORE_FUZZ_SECONDS=300 cargo test --lib mutated` looks longer, and `SEED=…` repeats.
+//! Fuzzing with coverage (`make fuzz`) needs the whole server built once more, with instrumentation.
+//! Mutations of real inputs find the nearest mistakes in a second of every test run;
+//! `METASTORE_FUZZ_SECONDS=300 cargo test --lib mutated` looks longer, and `SEED=…` repeats.
 
 use std::time::{Duration, Instant};
 

@@ -289,5 +289,47 @@ fn read_file(path: &Path, notices: &mut Vec<Notice>) -> Result<Settings, ConfigE
     file::parse(&text, notices).map_err(ConfigError::invalid)
 }
 
+/// What fuzzers call: it must hold for every input.
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing {
+    use std::ffi::OsString;
+
+    use super::{Config, Parsed, file, validate};
+
+    /// Whatever stands on the command line (one word a line) or in the environment (lines that begin with
+    /// `ETCD_`) gives a configuration or a reason.
+    pub fn command_line(input: &[u8]) {
+        let text = String::from_utf8_lossy(input).into_owned();
+        // A file that it names would be read.
+        if text.contains("config-file") || text.contains("CONFIG_FILE") {
+            return;
+        }
+        let (variables, arguments): (Vec<&str>, Vec<&str>) =
+            text.split('\n').partition(|line| line.starts_with("ETCD_"));
+        let environment = variables
+            .iter()
+            .filter_map(|line| line.split_once('='))
+            .map(|(name, value)| (OsString::from(name), OsString::from(value)));
+        let words = ["metastore"].iter().chain(&arguments).map(OsString::from);
+        match Config::from_process(words, environment) {
+            Ok(Parsed::Start { config, .. }) => drop(config.effective()),
+            Ok(_) => {}
+            Err(error) => assert!(!error.to_string().trim().is_empty(), "no reason"),
+        }
+    }
+
+    /// Whatever stands in the configuration file gives a configuration or a reason.
+    pub fn file(input: &[u8]) {
+        let Ok(text) = std::str::from_utf8(input) else {
+            return;
+        };
+        let mut notices = Vec::new();
+        if let Ok(settings) = file::parse(text, &mut notices) {
+            // What can be read can be checked.
+            let _ = validate::check("metastore", settings, true, &mut notices);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -646,24 +646,7 @@ fn mutated_command_lines_are_read_or_refused() {
         words.push(word.as_bytes().to_vec());
     }
     let words: Vec<&[u8]> = words.iter().map(Vec::as_slice).collect();
-    crate::mutation::mutated(&corpus, &words, |input| {
-        let text = String::from_utf8_lossy(input).into_owned();
-        // A file that it names would be read.
-        if text.contains("config-file") || text.contains("CONFIG_FILE") {
-            return;
-        }
-        let (variables, arguments): (Vec<&str>, Vec<&str>) =
-            text.split('\n').partition(|line| line.starts_with("ETCD_"));
-        let environment: Vec<(&str, &str)> = variables
-            .iter()
-            .filter_map(|line| line.split_once('='))
-            .collect();
-        match parse_as("metastore", &arguments, &environment) {
-            Ok(Parsed::Start { config, .. }) => drop(config.effective()),
-            Ok(_) => {}
-            Err(error) => assert!(!error.to_string().trim().is_empty(), "no reason"),
-        }
-    });
+    crate::mutation::mutated(&corpus, &words, fuzzing::command_line);
 }
 
 /// Whatever stands in the configuration file gives a configuration or a reason.
@@ -695,14 +678,5 @@ fn mutated_files_are_read_or_refused() {
         b"0o17",
         b"? ",
     ];
-    crate::mutation::mutated(&corpus, &words, |input| {
-        let Ok(text) = std::str::from_utf8(input) else {
-            return;
-        };
-        let mut notices = Vec::new();
-        if let Ok(settings) = file::parse(text, &mut notices) {
-            // What can be read can be checked.
-            let _ = validate::check("metastore", settings, true, &mut notices);
-        }
-    });
+    crate::mutation::mutated(&corpus, &words, fuzzing::file);
 }

@@ -284,3 +284,10 @@ impl HttpService {
         }
     }
 }
+
+/// What fuzzers call: it must hold for every input.
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing {
+    pub use super::gateway::fuzz_json as gateway_json;
+    pub use super::mux::assert_leads_somewhere as path;
+}

@@ -182,6 +182,33 @@ fn redirect<B>(request: &Request<B>, path: &str) -> Answer {
     answer
 }
 
+/// A path is refused, redirected to a path that is not redirected again, or answered.
+#[cfg(any(test, feature = "fuzzing"))]
+pub fn assert_leads_somewhere(path: &[u8]) {
+    let Ok(mut request) = Request::get(path).body(()) else {
+        return;
+    };
+    if !request.uri().path().starts_with('/') {
+        return;
+    }
+    let key = crate::http::rest::decode_path(request.uri().path());
+    assert_eq!(key.is_none(), malformed(&request).is_some());
+    let Some(answer) = admit(&mut request, &["/v3/"]) else {
+        return;
+    };
+    let Some(target) = answer.headers().get(header::LOCATION) else {
+        return assert_eq!(answer.status(), StatusCode::BAD_REQUEST);
+    };
+    let Ok(target) = target.to_str() else { return };
+    assert!(
+        target.starts_with('/') && !target.starts_with("//"),
+        "{target}"
+    );
+    let mut next = Request::get(target).body(()).expect("a path");
+    let again = admit(&mut next, &["/v3/"]);
+    assert!(again.is_none(), "{target} is no end");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -228,30 +255,7 @@ mod tests {
             b";",
             b"%00",
         ];
-        crate::mutation::mutated(&corpus, &words, |path| {
-            let Ok(mut request) = Request::get(path).body(()) else {
-                return;
-            };
-            if !request.uri().path().starts_with('/') {
-                return;
-            }
-            let key = crate::http::rest::decode_path(request.uri().path());
-            assert_eq!(key.is_none(), malformed(&request).is_some());
-            let Some(answer) = admit(&mut request, &["/v3/"]) else {
-                return;
-            };
-            let Some(target) = answer.headers().get(header::LOCATION) else {
-                return assert_eq!(answer.status(), StatusCode::BAD_REQUEST);
-            };
-            let Ok(target) = target.to_str() else { return };
-            assert!(
-                target.starts_with('/') && !target.starts_with("//"),
-                "{target}"
-            );
-            let mut next = Request::get(target).body(()).expect("a path");
-            let again = admit(&mut next, &["/v3/"]);
-            assert!(again.is_none(), "{target} is no end");
-        });
+        crate::mutation::mutated(&corpus, &words, assert_leads_somewhere);
     }
 
     #[test]

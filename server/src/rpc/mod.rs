@@ -17,6 +17,9 @@ pub mod snapshot;
 pub mod unary;
 pub mod watch;
 
+#[cfg(feature = "fuzzing")]
+pub use unary::fuzzing;
+
 use std::sync::Arc;
 
 use http::{Extensions, HeaderMap};

@@ -438,6 +438,123 @@ where
     slow_requests::warn_of_unary(Q::METHOD, remote, took, &kept.stats(answer));
 }
 
+/// Whatever bytes come are a request or are none, and what looks at requests before they are executed takes
+/// every request.
+#[cfg(any(test, feature = "fuzzing"))]
+fn assert_hot_request_or_none(message: &Bytes) {
+    use metastore_proto::etcdserverpb::{
+        DeleteRangeRequest, PutRequest, RangeRequest, TxnRequest, WatchRequest,
+    };
+    use metastore_store::validate;
+    if let Ok(range) = decode_known_fields::<RangeRequest>(message) {
+        let _ = validate::range(&range);
+        let _ = validate::range_stream(&range).is_ok();
+        let _ = range.sketch(true);
+    }
+    if let Ok(put) = decode_known_fields::<PutRequest>(message) {
+        let _ = validate::put(&put);
+        let _ = (crate::quota::put_cost(&put), put.sketch(true));
+    }
+    if let Ok(delete) = decode_known_fields::<DeleteRangeRequest>(message) {
+        let _ = validate::delete_range(&delete);
+        let _ = delete.sketch(true);
+    }
+    if let Ok(txn) = decode_known_fields::<TxnRequest>(message) {
+        let _ = validate::txn(&txn, 128);
+        let _ = (crate::quota::txn_cost(&txn), validate::is_read_only(&txn));
+        let _ = (txn.sketch(false), txn.sketch(true));
+    }
+    let _ = decode_known_fields::<WatchRequest>(message);
+}
+
+/// What fuzzers call: it must hold for every input.
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing {
+    use metastore_proto::etcdserverpb::*;
+    use metastore_proto::v3electionpb::{
+        CampaignRequest, LeaderRequest, ProclaimRequest, ResignRequest,
+    };
+    use metastore_proto::v3lockpb::{LockRequest, UnlockRequest};
+
+    use super::*;
+
+    /// A message that is one stays the same when it is written and read again.
+    fn assert_round_trip<Q>(message: &Bytes)
+    where
+        Q: Message + Default + PartialEq + std::fmt::Debug,
+    {
+        if let Ok(request) = decode_known_fields::<Q>(message) {
+            let again = Bytes::from(request.encode_to_vec());
+            assert_eq!(again.len(), request.encoded_len());
+            let read = Q::decode(again).expect("our own message");
+            assert!(read == request, "{request:?} became {read:?}");
+        }
+    }
+
+    type Check = fn(&Bytes);
+
+    macro_rules! checks {
+        ($($request:ty),* $(,)?) => {
+            &[assert_hot_request_or_none as Check, $(assert_round_trip::<$request> as Check),*]
+        };
+    }
+
+    const CHECKS: &[Check] = checks![
+        RangeRequest,
+        PutRequest,
+        DeleteRangeRequest,
+        TxnRequest,
+        CompactionRequest,
+        WatchRequest,
+        LeaseGrantRequest,
+        LeaseRevokeRequest,
+        LeaseKeepAliveRequest,
+        LeaseTimeToLiveRequest,
+        LeaseLeasesRequest,
+        MemberAddRequest,
+        MemberRemoveRequest,
+        MemberUpdateRequest,
+        MemberListRequest,
+        MemberPromoteRequest,
+        AlarmRequest,
+        StatusRequest,
+        DefragmentRequest,
+        HashRequest,
+        HashKvRequest,
+        SnapshotRequest,
+        MoveLeaderRequest,
+        DowngradeRequest,
+        AuthEnableRequest,
+        AuthDisableRequest,
+        AuthStatusRequest,
+        AuthenticateRequest,
+        AuthUserAddRequest,
+        AuthUserGetRequest,
+        AuthUserListRequest,
+        AuthUserDeleteRequest,
+        AuthUserChangePasswordRequest,
+        AuthUserGrantRoleRequest,
+        AuthUserRevokeRoleRequest,
+        AuthRoleAddRequest,
+        AuthRoleGetRequest,
+        AuthRoleListRequest,
+        AuthRoleDeleteRequest,
+        AuthRoleGrantPermissionRequest,
+        AuthRoleRevokePermissionRequest,
+        LockRequest,
+        UnlockRequest,
+        CampaignRequest,
+        ProclaimRequest,
+        LeaderRequest,
+        ResignRequest,
+    ];
+
+    /// A message of the request with this number, counted round and round.
+    pub fn request_message(number: usize, message: &[u8]) {
+        CHECKS[number % CHECKS.len()](&Bytes::copy_from_slice(message));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -458,10 +575,8 @@ mod tests {
     #[test]
     fn mutated_messages_are_requests_or_none() {
         use metastore_proto::etcdserverpb::{
-            Compare, DeleteRangeRequest, RangeRequest, RequestOp, TxnRequest, WatchRequest,
-            request_op,
+            Compare, DeleteRangeRequest, RangeRequest, RequestOp, TxnRequest, request_op,
         };
-        use metastore_store::validate;
         let key = || Bytes::from_static(b"key");
         let range = RangeRequest {
             key: key(),
@@ -521,26 +636,7 @@ mod tests {
             b"\x22\x02\x0a\x00",
         ];
         crate::mutation::mutated(&corpus, &words, |message| {
-            let message = Bytes::copy_from_slice(message);
-            if let Ok(range) = decode_known_fields::<RangeRequest>(&message) {
-                let _ = validate::range(&range);
-                let _ = validate::range_stream(&range).is_ok();
-                let _ = range.sketch(true);
-            }
-            if let Ok(put) = decode_known_fields::<PutRequest>(&message) {
-                let _ = validate::put(&put);
-                let _ = (crate::quota::put_cost(&put), put.sketch(true));
-            }
-            if let Ok(delete) = decode_known_fields::<DeleteRangeRequest>(&message) {
-                let _ = validate::delete_range(&delete);
-                let _ = delete.sketch(true);
-            }
-            if let Ok(txn) = decode_known_fields::<TxnRequest>(&message) {
-                let _ = validate::txn(&txn, 128);
-                let _ = (crate::quota::txn_cost(&txn), validate::is_read_only(&txn));
-                let _ = (txn.sketch(false), txn.sketch(true));
-            }
-            let _ = decode_known_fields::<WatchRequest>(&message);
+            assert_hot_request_or_none(&Bytes::copy_from_slice(message));
         });
     }
 

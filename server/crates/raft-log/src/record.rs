@@ -158,12 +158,17 @@ fn encode_position(position: LogPosition) -> [u8; ENTRY_PREFIX_BYTES] {
     bytes
 }
 
-/// Position at the start of a payload; None when the payload is too short.
+/// Position at the start of a payload; None when there is none.
 pub(crate) fn decode_position(payload: &[u8]) -> Option<LogPosition> {
-    (payload.len() >= ENTRY_PREFIX_BYTES).then(|| LogPosition {
+    if payload.len() < ENTRY_PREFIX_BYTES {
+        return None;
+    }
+    let position = LogPosition {
         index: u64_at(payload, 0),
         term: u64_at(payload, 8),
-    })
+    };
+    // Nothing could follow it, so nobody wrote it.
+    (position.index != u64::MAX).then_some(position)
 }
 
 /// Callers have checked the length.
@@ -234,5 +239,14 @@ mod tests {
     #[test]
     fn zeros_are_not_a_record() {
         assert_eq!(RecordHeader::parse(&[0; 64]), None);
+    }
+
+    #[test]
+    fn the_largest_index_is_no_position() {
+        let payload = |index: u64| [index.to_le_bytes(), 7_u64.to_le_bytes()].concat();
+        let position = decode_position(&payload(u64::MAX - 1)).expect("a position");
+        assert_eq!((position.index, position.term), (u64::MAX - 1, 7));
+        assert_eq!(decode_position(&payload(u64::MAX)), None);
+        assert_eq!(decode_position(&payload(1)[..15]), None);
     }
 }

@@ -320,7 +320,7 @@ impl Replay {
     }
 
     fn replay(&mut self, segment: u64, kind: RecordKind, payload: &[u8]) -> Result<(), String> {
-        let position = || decode_position(payload).ok_or("a valid record has too few bytes");
+        let position = || decode_position(payload).ok_or("a valid record has no position");
         match kind {
             RecordKind::Entry => self.replay_entry(segment, position()?),
             RecordKind::Vote => {

@@ -516,3 +516,9 @@ async fn lines(
     }
     response
 }
+
+/// A body of the route with this number.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz_json(route: usize, body: &[u8]) {
+    transcode::assert_means_one_message(routes::numbered_input(route), body);
+}

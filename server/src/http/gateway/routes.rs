@@ -198,6 +198,13 @@ pub fn message(name: &str) -> MessageDescriptor {
         .unwrap_or_else(|| panic!("{name} is no message of the API"))
 }
 
+/// The request of the route with this number, counted round and round.
+#[cfg(feature = "fuzzing")]
+pub fn numbered_input(number: usize) -> &'static MessageDescriptor {
+    let (path, ..) = ROUTES[number % ROUTES.len()];
+    &find(path).expect("every route leads to a method").input
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

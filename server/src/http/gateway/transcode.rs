@@ -349,6 +349,42 @@ pub fn escape_for_html(json: &str) -> String {
     out
 }
 
+/// A body is refused or becomes messages, each the same when it is written as JSON and read again; where the
+/// body is cut does not matter.
+#[cfg(any(test, feature = "fuzzing"))]
+pub fn assert_means_one_message(descriptor: &MessageDescriptor, body: &[u8]) {
+    let read = |piece_bytes: usize| {
+        let mut stream = super::json_stream::JsonStream::default();
+        let mut values = Vec::new();
+        for piece in body.chunks(piece_bytes) {
+            stream.push(piece);
+            while let Ok(Some(value)) = stream.next_value() {
+                values.push(value);
+            }
+        }
+        let last = stream.last_value();
+        (values, last)
+    };
+    let whole = read(body.len().max(1));
+    assert_eq!(whole, read(3));
+    let (mut values, last) = whole;
+    values.extend(last);
+    for value in values {
+        let Ok(bytes) = encode(&value, descriptor) else {
+            continue;
+        };
+        let mut first = String::new();
+        // Deeper than messages may be.
+        if decode(bytes.into(), descriptor, &mut first).is_err() {
+            continue;
+        }
+        let again = encode(first.as_bytes(), descriptor).expect("our own JSON");
+        let mut second = String::new();
+        decode(again.into(), descriptor, &mut second).expect("our own message");
+        assert_eq!(first, second);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::routes::message;
@@ -366,7 +402,6 @@ mod tests {
     /// written as JSON and read again; where the body is cut does not matter.
     #[test]
     fn mutated_json_is_refused_or_means_one_message() {
-        use super::super::json_stream::JsonStream;
         let corpus: [(&str, &[u8]); 7] = [
             (
                 "etcdserverpb.RangeRequest",
@@ -424,36 +459,7 @@ mod tests {
             let bodies = corpus.iter().map(|(_, json)| *json);
             let own: Vec<&[u8]> = [json].into_iter().chain(bodies).collect();
             crate::mutation::mutated(&own, &words, |body| {
-                let read = |piece_bytes: usize| {
-                    let mut stream = JsonStream::default();
-                    let mut values = Vec::new();
-                    for piece in body.chunks(piece_bytes) {
-                        stream.push(piece);
-                        while let Ok(Some(value)) = stream.next_value() {
-                            values.push(value);
-                        }
-                    }
-                    let last = stream.last_value();
-                    (values, last)
-                };
-                let whole = read(body.len().max(1));
-                assert_eq!(whole, read(3));
-                let (mut values, last) = whole;
-                values.extend(last);
-                for value in values {
-                    let Ok(bytes) = encode(&value, &descriptor) else {
-                        continue;
-                    };
-                    let mut first = String::new();
-                    // Deeper than messages may be.
-                    if decode(bytes.into(), &descriptor, &mut first).is_err() {
-                        continue;
-                    }
-                    let again = encode(first.as_bytes(), &descriptor).expect("our own JSON");
-                    let mut second = String::new();
-                    decode(again.into(), &descriptor, &mut second).expect("our own message");
-                    assert_eq!(first, second);
-                }
+                assert_means_one_message(&descriptor, body);
             });
         }
     }

@@ -67,7 +67,7 @@ pub fn owns(path: &str) -> bool {
 }
 
 /// The bytes that a path stands for, if its escapes are some.
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub fn decode_path(path: &str) -> Option<Bytes> {
     path::decode(path).ok()
 }
