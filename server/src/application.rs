@@ -263,6 +263,8 @@ impl Application {
         memberships: &mut impl Iterator<Item = Bytes>,
     ) -> Result<(), EngineError> {
         METRICS.apply_batch_entries.observe(decoded.len() as f64);
+        let mut changes = Vec::new();
+        let mut last_compaction = self.reader().compact_revision();
         let mut applier = self.applier.lock();
         applier.prefetch(decoded.iter().filter_map(|(_, payload, _)| match payload {
             Decoded::Command(command) => Some(command),
@@ -297,16 +299,21 @@ impl Application {
                     state.membership = memberships
                         .next()
                         .expect("consensus passes one encoding for each membership entry");
-                    (
-                        command.origin_member,
-                        command.request_id,
-                        self.directory
-                            .apply_membership(&mut applier, command)
-                            .map(Response::Members),
-                    )
+                    let (origin, request_id) = (command.origin_member, command.request_id);
+                    let members = self.directory.apply_membership(&mut applier, command);
+                    // Consensus gives up on a change that takes long; who asked for it here does not.
+                    if responder.is_some() && origin == self.member_id {
+                        changes.push((request_id, members.clone()));
+                    }
+                    (origin, request_id, members.map(Response::Members))
                 }
             };
-            compacted |= matches!(applied, Ok(Response::Store(CommandResponse::Compaction(_))));
+            if matches!(applied, Ok(Response::Store(CommandResponse::Compaction(_)))) {
+                compacted = true;
+                let revision = applier.compact_revision();
+                self.compaction.announce(last_compaction, revision);
+                last_compaction = revision;
+            }
             let forwarded = (responder.is_none() && origin == self.member_id).then_some(request_id);
             if responder.is_some() || forwarded.is_some() {
                 pending.push(Pending {
@@ -341,6 +348,10 @@ impl Application {
         self.hub.publish(committed.events, committed.revision);
         if compacted {
             self.compaction.wake();
+        }
+        for (request_id, members) in changes {
+            self.waiters
+                .complete(request_id, members.map(Response::Members));
         }
         for Pending {
             responder,

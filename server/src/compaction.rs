@@ -3,26 +3,47 @@
 //! A compaction takes effect when its log entry is applied: older revisions cannot be read any
 //! more. Deleting them is this member's own affair, done in paced steps so that it disturbs nobody.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use metastore_store::EngineError;
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
 
 use crate::application::Application;
 use crate::observe::metrics::METRICS;
 
-/// The wake-up call of the compaction thread and the revision up to which it has deleted.
+/// Hashes of compactions that are kept, the newest ones; etcd's `hashStorageMaxSize`.
+const HASHES_MAX: usize = 10;
+/// Largest store whose compactions are hashed: a hash reads everything, a compaction only what changed. Reading
+/// this much takes a few tenths of a second of one thread.
+const HASHED_BYTES_MAX: u64 = 64 << 20;
+
+/// The wake-up call of the compaction thread, the revision up to which it has deleted, and the hashes that
+/// etcd would have made meanwhile.
 pub struct Compaction {
     work: Mutex<Work>,
     woken: Condvar,
     finished: watch::Sender<i64>,
+    hashes: Mutex<BTreeMap<i64, CompactionHash>>,
+}
+
+/// The HashKV of everything up to a compaction, as it was before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CompactionHash {
+    /// The hash.
+    pub hash: u32,
+    /// The compaction before; −1: there was none.
+    pub compact_revision: i64,
 }
 
 #[derive(Default)]
 struct Work {
     pending: bool,
     closed: bool,
+    /// Compactions that are to be hashed, each with the one before.
+    unhashed: VecDeque<(i64, i64)>,
 }
 
 impl Default for Compaction {
@@ -31,11 +52,59 @@ impl Default for Compaction {
             work: Mutex::default(),
             woken: Condvar::new(),
             finished: watch::Sender::new(0),
+            hashes: Mutex::default(),
         }
     }
 }
 
 impl Compaction {
+    /// A compaction at `revision` after one at `previous` is about to be committed: its hash is wanted before
+    /// anything is deleted.
+    pub fn announce(&self, previous: i64, revision: i64) {
+        let mut work = self.work.lock();
+        work.unhashed.push_back((previous, revision));
+        if work.unhashed.len() > HASHES_MAX {
+            work.unhashed.pop_front();
+        }
+    }
+
+    /// The hash of a compaction at this revision, if it is kept.
+    pub fn hash(&self, revision: i64) -> Option<CompactionHash> {
+        self.hashes.lock().get(&revision).copied()
+    }
+
+    /// Hashes the compactions up to `visible`.
+    fn hash_up_to(&self, application: &Application, visible: i64) -> Result<(), EngineError> {
+        loop {
+            let next = {
+                let mut work = self.work.lock();
+                match work.unhashed.front() {
+                    Some((_, revision)) if *revision <= visible => work.unhashed.pop_front(),
+                    Some(_) | None => None,
+                }
+            };
+            let Some((compact_revision, revision)) = next else {
+                return Ok(());
+            };
+            let reader = application.reader();
+            if reader.logical_bytes() > HASHED_BYTES_MAX {
+                continue;
+            }
+            let hash = reader.hash_of_compaction(compact_revision, revision)?;
+            let mut hashes = self.hashes.lock();
+            hashes.insert(
+                revision,
+                CompactionHash {
+                    hash,
+                    compact_revision,
+                },
+            );
+            if hashes.len() > HASHES_MAX {
+                hashes.pop_first();
+            }
+        }
+    }
+
     /// There is something to delete.
     pub fn wake(&self) {
         self.work.lock().pending = true;
@@ -96,7 +165,11 @@ pub fn run(
         for step in 1_usize.. {
             let step_started = Instant::now();
             let reader = application.reader();
-            let more = match reader.collect_garbage_step(step_revisions) {
+            // What is committed after this look is neither hashed nor deleted in this step.
+            let visible = reader.compact_revision();
+            let hashed = application.compaction.hash_up_to(application, visible);
+            let delete = || reader.collect_garbage_step_up_to(visible, step_revisions);
+            let more = match hashed.and_then(|()| delete()) {
                 Ok(more) => more,
                 Err(error) => {
                     fatal(format!("compaction failed: {error}"));

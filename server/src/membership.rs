@@ -17,6 +17,7 @@ use crate::error::RequestError;
 use crate::node::Node;
 use crate::observe::metrics::METRICS;
 use crate::peer_service::{ChangeAnswer, Method};
+use crate::waiters::Waiter;
 
 /// A peer counts as connected for a change of members when it has been for this long: etcd's
 /// `HealthInterval`.
@@ -79,7 +80,7 @@ impl Node {
         peer_urls: Vec<String>,
     ) -> Result<Vec<MemberRecord>, RequestError> {
         match self
-            .propose(Request::MemberUpdate(MemberUpdate { id, peer_urls }))
+            .propose_patiently(Request::MemberUpdate(MemberUpdate { id, peer_urls }))
             .await?
         {
             Response::Members(members) => Ok(members),
@@ -89,6 +90,8 @@ impl Node {
         }
     }
 
+    /// Has a change of the members made. Without a majority the client's patience decides how long that
+    /// takes, as in etcd; only promotions, which etcd sends to the leader, end by themselves.
     async fn change_members(&self, change: Change) -> Result<Vec<MemberRecord>, RequestError> {
         // Every member of etcd judges by its own connections, and says at once that too few are left. Here
         // the leader judges; without one, nobody would before the time is over.
@@ -107,6 +110,8 @@ impl Node {
         };
         let promotes = matches!(command.change, Some(Change::Promote(_)));
         let body = Bytes::from(command.encode_to_vec());
+        // An entry whose leader was lost may still be committed: this member then applies it.
+        let mut waiter = self.application.waiters.register(request_id);
         let attempt = async {
             loop {
                 if *self.stopping.borrow() {
@@ -114,14 +119,16 @@ impl Node {
                 }
                 match self.leader() {
                     Some(leader) if leader == self.member_id => {
-                        if let Some(members) =
-                            self.change_membership_as_leader(body.clone()).await?
-                        {
-                            return Ok(members);
+                        match self.change_membership_as_leader(body.clone()).await {
+                            Ok(Some(members)) => return Ok(members),
+                            Ok(None) => {}
+                            Err(RequestError::Etcd(EtcdError::Timeout)) if !promotes => {
+                                return self.applied_members(&mut waiter).await;
+                            }
+                            Err(error) => return Err(error),
                         }
                     }
                     Some(leader) => {
-                        let mut waiter = self.application.waiters.register(request_id);
                         let answer = self
                             .consensus
                             .call_peer(
@@ -135,15 +142,13 @@ impl Node {
                             let answer = ChangeAnswer::decode(bytes).map_err(|error| {
                                 RequestError::Unknown(format!("leader's answer: {error}"))
                             })?;
-                            if let Some(error) = answer.to_error() {
-                                return Err(error);
-                            }
-                            if !answer.not_leader {
-                                return match waiter.wait().await {
-                                    Some(Ok(Response::Members(members))) => Ok(members),
-                                    Some(Err(error)) => Err(error.into()),
-                                    _ => Err(EtcdError::Stopped.into()),
-                                };
+                            match answer.to_error() {
+                                Some(RequestError::Etcd(EtcdError::Timeout)) if !promotes => {
+                                    return self.applied_members(&mut waiter).await;
+                                }
+                                Some(error) => return Err(error),
+                                None if answer.not_leader => {}
+                                None => return self.applied_members(&mut waiter).await,
                             }
                         }
                     }
@@ -152,11 +157,30 @@ impl Node {
                 tokio::time::sleep(RETRY_INTERVAL).await;
             }
         };
+        if !promotes {
+            return attempt.await;
+        }
         match tokio::time::timeout(self.request_timeout(), attempt).await {
             Ok(result) => result,
             // etcd asks the leader to promote, and says that there is none to be asked.
-            Err(_) if promotes && self.leader().is_none() => Err(EtcdError::NoLeader.into()),
+            Err(_) if self.leader().is_none() => Err(EtcdError::NoLeader.into()),
             Err(_) => Err(EtcdError::Timeout.into()),
+        }
+    }
+
+    /// The members after a change that the leader made, or may have made.
+    async fn applied_members(
+        &self,
+        waiter: &mut Waiter<'_>,
+    ) -> Result<Vec<MemberRecord>, RequestError> {
+        let applied = tokio::select! {
+            applied = waiter.wait() => applied,
+            () = self.stopped() => None,
+        };
+        match applied {
+            Some(Ok(Response::Members(members))) => Ok(members),
+            Some(Err(error)) => Err(error.into()),
+            _ => Err(EtcdError::Stopped.into()),
         }
     }
 

@@ -350,6 +350,22 @@ impl Node {
         Ok(result??)
     }
 
+    /// [`Node::propose`] without a time-out: who waits decides how long.
+    ///
+    /// # Errors
+    /// As [`Node::propose_as`], without `request timed out`.
+    pub async fn propose_patiently(&self, request: Request) -> Result<Response, RequestError> {
+        self.admit(&request)?;
+        let (request_id, bytes) = self.encode(request, None)?;
+        let on_its_way = AtomicBool::new(false);
+        let pending = Pending::start();
+        let applied = tokio::select! {
+            applied = self.propose_encoded(bytes, request_id, &on_its_way) => applied,
+            () = self.stopped() => Err(EtcdError::Stopped.into()),
+        };
+        Ok(pending.end(applied)??)
+    }
+
     /// The command for a request, and its id.
     fn encode(
         &self,

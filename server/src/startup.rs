@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -36,7 +37,7 @@ use crate::listen::{ClientThreads, Traffic};
 use crate::listeners::{self, ClientSocket};
 use crate::member_directory::MemberDirectory;
 use crate::node::{GRPC_OVERHEAD_BYTES, Node};
-use crate::observe::metrics::{LogObserver, METRICS};
+use crate::observe::metrics::{LogObserver, METRICS, runtimes};
 use crate::observe::traces;
 use crate::peer_activity;
 use crate::peer_service::{PeerEvent, PeerService};
@@ -93,6 +94,12 @@ pub enum RunError {
     /// Tokens.
     #[error(transparent)]
     Tokens(#[from] TokenOptionsError),
+    /// Other members say that this one was removed, before it served clients.
+    #[error(
+        "this member has been permanently removed from its cluster; delete its data directory, and add \
+             it to the cluster again if it is to come back"
+    )]
+    Removed,
     /// The running member cannot go on.
     #[error("{0}")]
     Fatal(String),
@@ -221,6 +228,7 @@ pub fn run(config: Config) -> Result<(), RunError> {
         .enable_all()
         .thread_name("admin")
         .build()?;
+    runtimes::register(&runtime);
     runtime.block_on(run_async(config))
 }
 
@@ -317,6 +325,11 @@ async fn run_async(mut config: Config) -> Result<(), RunError> {
     if is_restart && config.force_new_cluster {
         force_new_cluster(&log, identity.member_id)?;
     }
+    let forms_cluster = identity.forms_cluster && log.state().last.is_none();
+    if forms_cluster {
+        let voters: BTreeSet<u64> = identity.seeds.iter().map(|seed| seed.id).collect();
+        metastore_consensus::form_cluster(&log, identity.member_id, voters)?;
+    }
     let engines = EngineDirectory::new(config.engine, &directory)?;
     let waiters = Arc::new(Waiters::new(rand::random()));
     let leases = Arc::new(LeaseManager::new(
@@ -389,15 +402,11 @@ async fn run_async(mut config: Config) -> Result<(), RunError> {
         node.consensus.shutdown().await;
         return Err(RunError::Fatal(error.to_string()));
     }
-    if identity.forms_cluster {
-        let voters: BTreeSet<u64> = identity.seeds.iter().map(|seed| seed.id).collect();
-        node.consensus
-            .initialize(voters)
-            .await
-            .map_err(|error| RunError::Fatal(format!("cannot form the cluster: {error}")))?;
+    if forms_cluster {
+        node.consensus.campaign().await;
+    } else {
+        node.consensus.campaign_if_alone().await;
     }
-
-    node.consensus.campaign_if_alone().await;
 
     start_threads(&node, &events)?;
     tokio::spawn(listeners::serve_peer_http(
@@ -419,7 +428,8 @@ async fn run_async(mut config: Config) -> Result<(), RunError> {
     tokio::spawn(tasks::defragment_at_start(Arc::clone(&node)));
     tokio::spawn(tasks::expire_tokens(Arc::clone(&node)));
     tokio::spawn(peer_activity::run(Arc::clone(&node)));
-    serve_clients(&node, client_sockets)?;
+    let ready = Arc::new(AtomicBool::new(false));
+    serve_clients(&node, client_sockets, Arc::clone(&ready))?;
 
     let outcome = tokio::select! {
         _ = terminate.recv() => { tracing::info!(signal = "terminated", "received signal; shutting down"); Ok(()) }
@@ -435,7 +445,12 @@ async fn run_async(mut config: Config) -> Result<(), RunError> {
                     "data-dir" = %node.config.data_dir.display(),
                     "data-dir used by this member must be removed"
                 );
-                Ok(())
+                // As etcd: an end that was asked for, or a start that failed.
+                if ready.load(Ordering::Acquire) {
+                    Ok(())
+                } else {
+                    Err(RunError::Removed)
+                }
             }
         },
     };
@@ -500,7 +515,11 @@ fn client_thread_count(config: &Config) -> usize {
 
 /// Serves health and metrics at once, because probes ask a member that is still starting, and the
 /// other endpoints when the member is ready.
-fn serve_clients(node: &Arc<Node>, sockets: Vec<ClientSocket>) -> std::io::Result<()> {
+fn serve_clients(
+    node: &Arc<Node>,
+    sockets: Vec<ClientSocket>,
+    ready: Arc<AtomicBool>,
+) -> std::io::Result<()> {
     let threads = Arc::new(ClientThreads::start(
         node,
         client_thread_count(&node.config),
@@ -524,6 +543,7 @@ fn serve_clients(node: &Arc<Node>, sockets: Vec<ClientSocket>) -> std::io::Resul
             return;
         }
         wait_for_cluster_version(&node).await;
+        ready.store(true, Ordering::Release);
         for socket in others {
             tracing::info!("ready to serve client requests");
             if let Err(error) = socket.serve(&threads) {

@@ -16,6 +16,8 @@ use metastore_tests::{Member, MemberBuilder, Program, deadline};
 mod authentication;
 #[path = "gateway/concurrency.rs"]
 mod concurrency;
+#[path = "gateway/grpc_heads.rs"]
+mod grpc_heads;
 #[path = "gateway/health.rs"]
 mod health;
 #[path = "gateway/json.rs"]

@@ -285,6 +285,11 @@ async fn without_quorum_only_serializable_reads_are_answered() {
             .into_inner();
         assert!(watch.message().await.unwrap().unwrap().created);
 
+        let mut lost_ids = Vec::new();
+        for lost in 1..=2 {
+            let status = cluster.members[lost].client().status().await.unwrap();
+            lost_ids.push(status.header.unwrap().member_id);
+        }
         cluster.members[1].kill();
         cluster.members[2].kill();
         let lost = Instant::now();
@@ -348,6 +353,20 @@ async fn without_quorum_only_serializable_reads_are_answered() {
         let promotion = pb::MemberPromoteRequest { id: 1 };
         let status = changes.member_promote(promotion).await.unwrap_err();
         assert_eq!(status.message(), "etcdserver: no leader");
+        // Other changes have all the time that the client gives them; what no client needs takes it all.
+        let removal = pb::MemberRemoveRequest { id: lost_ids[0] };
+        let update = pb::MemberUpdateRequest {
+            id: lost_ids[1],
+            peer_ur_ls: vec!["http://127.0.0.1:1".to_owned()],
+        };
+        let mut removing = client.cluster.clone();
+        let patience = Duration::from_millis(8500);
+        let (removed, updated) = tokio::join!(
+            tokio::time::timeout(patience, removing.member_remove(removal)),
+            tokio::time::timeout(patience, changes.member_update(update)),
+        );
+        assert!(removed.is_err(), "answered: {removed:?}");
+        assert!(updated.is_err(), "answered: {updated:?}");
         eprintln!("without quorum for {:?}", lost.elapsed());
 
         cluster.restart_all().await;

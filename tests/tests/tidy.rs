@@ -529,6 +529,20 @@ fn limitations_name_everything_that_an_option_lacks() {
     );
 }
 
+#[test]
+fn every_error_stands_in_troubleshooting() {
+    let page = read(Path::new("docs/troubleshooting.md"));
+    let problems: Vec<_> = EtcdError::ALL
+        .iter()
+        .map(ToString::to_string)
+        .filter(|text| !page.contains(&format!("| `{text}` |")))
+        .collect();
+    assert_none(
+        &problems,
+        "docs/troubleshooting.md does not say what to do about",
+    );
+}
+
 /// Options that are called used, and the field of `Config` that carries them where the name is another.
 const FIELDS_WITH_OTHER_NAMES: &[(&str, &str)] = &[
     ("initial-cluster", "initial_cluster"),
@@ -561,6 +575,7 @@ const FIELDS_WITH_OTHER_NAMES: &[(&str, &str)] = &[
     ("discovery-password", "user"),
     // `TlsSettings`, one for clients and one for members.
     ("client-crl-file", "crl_file"),
+    ("client-cert-allowed-cn", "allowed_common_names"),
     ("client-cert-allowed-hostname", "allowed_hostnames"),
     ("auto-tls", "auto"),
     ("peer-cert-file", "peer_tls"),

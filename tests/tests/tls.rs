@@ -266,6 +266,33 @@ async fn clients_with_a_certificate_are_served_and_all_others_refused() {
     assert!(version.contains("\"etcdserver\""), "{version}");
 }
 
+/// A member that serves only certificates of these names, by the key that etcd's file has too.
+#[tokio::test]
+async fn only_certificates_of_an_allowed_name_are_served() {
+    let certificates = Certificates::new();
+    let member = certificates
+        .demanding_member()
+        .flag("--client-cert-allowed-cn=alice,bob")
+        .start()
+        .await;
+    let ca = Some(certificates.ca.as_path());
+    for (name, is_welcome) in [("bob", true), ("carol", false), ("bobby", false)] {
+        let certificate = certificates
+            .authority
+            .issue(certificates.path(), name, request(name));
+        let answer = etcdctl(&member.endpoint(), ca, Some(&certificate), "get a");
+        assert_eq!(answer.status.success(), is_welcome, "{name}");
+    }
+    logged(
+        &member,
+        &[
+            "rejected connection on client endpoint",
+            "client certificate authentication failed",
+        ],
+    )
+    .await;
+}
+
 #[tokio::test]
 async fn only_certificates_for_an_allowed_host_are_served() {
     let certificates = Certificates::new();

@@ -1,8 +1,11 @@
 //! JSON web tokens: signed by the member that answers, read by every member with the key.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use ed25519_dalek::pkcs8::{DecodePublicKey as _, EncodePrivateKey as _};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use metastore_auth::Identity;
@@ -14,7 +17,9 @@ use rsa::pkcs1::{
 };
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
+use x509_parser::pem::parse_x509_pem;
 
+use super::es512::Es512;
 use super::token_provider::TokenOptionsError;
 use crate::config::parse_duration;
 
@@ -22,6 +27,9 @@ use crate::config::parse_duration;
 const DEFAULT_TTL: Duration = Duration::from_secs(5 * 60);
 /// Options that mean something; others are ignored with a warning, as in etcd.
 const KNOWN_OPTIONS: [&str; 4] = ["sign-method", "pub-key", "priv-key", "ttl"];
+
+/// Length of the lines of a PEM file.
+const PEM_LINE_BYTES: usize = 64;
 
 /// What a token says. Numbers are floats as in every JSON reader of Go.
 #[derive(Deserialize)]
@@ -32,27 +40,30 @@ struct Claims {
 
 /// Signs and checks tokens.
 pub struct JwtProvider {
-    algorithm: Algorithm,
-    /// Nothing with a public key only: this member can check tokens and not make any.
-    signing_key: Option<EncodingKey>,
-    checking_key: DecodingKey,
-    validation: Validation,
+    method: Method,
     ttl: Duration,
+}
+
+/// How tokens are signed.
+enum Method {
+    Library {
+        algorithm: Algorithm,
+        /// Nothing with a public key only: this member can check tokens and not make any.
+        signing_key: Option<EncodingKey>,
+        checking_key: DecodingKey,
+        validation: Box<Validation>,
+    },
+    Es512(Box<Es512>),
 }
 
 /// A pair of keys; the first is missing when only the public one was given.
 type Keys = (Option<EncodingKey>, DecodingKey);
 
 fn algorithm(name: &str) -> Result<Algorithm, TokenOptionsError> {
-    if name == "ES512" {
-        return Err(TokenOptionsError::invalid(
-            "sign-method ES512 is not supported; ES384 is the strongest of its kind",
-        ));
-    }
     name.parse().map_err(|_| {
         TokenOptionsError::invalid(format!(
-            "sign-method is one of RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, EdDSA, \
-             HS256, HS384, HS512, not {name:?}"
+            "sign-method is one of RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512, \
+             EdDSA, HS256, HS384, HS512, not {name:?}"
         ))
     })
 }
@@ -70,6 +81,30 @@ fn pem(file: Option<&[u8]>) -> Result<Option<&str>, TokenOptionsError> {
     file.map(std::str::from_utf8)
         .transpose()
         .map_err(|_| TokenOptionsError::invalid("a key file is no PEM file"))
+}
+
+/// The PEM text of a public key, which may stand inside a certificate.
+fn public_pem(file: Option<&[u8]>) -> Result<Option<Cow<'_, str>>, TokenOptionsError> {
+    let Some(text) = pem(file)? else {
+        return Ok(None);
+    };
+    if !text.contains("-----BEGIN CERTIFICATE-----") {
+        return Ok(Some(Cow::Borrowed(text)));
+    }
+    let no_certificate = |error: &dyn std::fmt::Display| {
+        TokenOptionsError::invalid(format!("pub-key holds a certificate that is none: {error}"))
+    };
+    let (_, block) = parse_x509_pem(text.as_bytes()).map_err(|error| no_certificate(&error))?;
+    let certificate = block.parse_x509().map_err(|error| no_certificate(&error))?;
+    let key = BASE64.encode(certificate.public_key().raw);
+    let lines: Vec<&str> = (0..key.len())
+        .step_by(PEM_LINE_BYTES)
+        .map(|start| &key[start..key.len().min(start + PEM_LINE_BYTES)])
+        .collect();
+    Ok(Some(Cow::Owned(format!(
+        "-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n",
+        lines.join("\n")
+    ))))
 }
 
 fn wrong_key(name: &str, error: impl std::fmt::Display) -> TokenOptionsError {
@@ -137,6 +172,24 @@ macro_rules! elliptic_keys {
 
 elliptic_keys!(p256_keys, p256);
 elliptic_keys!(p384_keys, p384);
+
+fn p521_keys(private: Option<&str>, public: Option<&str>) -> Result<Es512, TokenOptionsError> {
+    let private = private
+        .map(|pem| {
+            p521::SecretKey::from_sec1_pem(pem)
+                .or_else(|_| p521::SecretKey::from_pkcs8_pem(pem))
+                .map_err(|error| wrong_key("priv-key", error))
+        })
+        .transpose()?;
+    let public = public
+        .map(|pem| {
+            p521::PublicKey::from_public_key_pem(pem).map_err(|error| wrong_key("pub-key", error))
+        })
+        .transpose()?;
+    let own = private.as_ref().map(p521::SecretKey::public_key);
+    Es512::new(private.as_ref(), &matching(own, public)?)
+        .map_err(|error| wrong_key("priv-key", error))
+}
 
 fn ed25519_keys(private: Option<&str>, public: Option<&str>) -> Result<Keys, TokenOptionsError> {
     let private = private
@@ -209,7 +262,6 @@ impl JwtProvider {
         };
         let public = read(options, "pub-key")?;
         let private = read(options, "priv-key")?;
-        let algorithm = algorithm(options.get("sign-method").copied().unwrap_or_default())?;
         let unknown: Vec<&str> = options
             .keys()
             .copied()
@@ -219,17 +271,26 @@ impl JwtProvider {
             tracing::warn!(keys = ?unknown, "unknown JWT options");
         }
         let (public, private) = (public.as_deref(), private.as_deref());
+        let name = options.get("sign-method").copied().unwrap_or_default();
+        if name == "ES512" {
+            let keys = p521_keys(pem(private)?, public_pem(public)?.as_deref())?;
+            return Ok(Self {
+                method: Method::Es512(Box::new(keys)),
+                ttl,
+            });
+        }
+        let algorithm = algorithm(name)?;
         let (signing_key, checking_key) = match algorithm {
             Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512 => secret(private)?,
-            Algorithm::ES256 => p256_keys(pem(private)?, pem(public)?)?,
-            Algorithm::ES384 => p384_keys(pem(private)?, pem(public)?)?,
+            Algorithm::ES256 => p256_keys(pem(private)?, public_pem(public)?.as_deref())?,
+            Algorithm::ES384 => p384_keys(pem(private)?, public_pem(public)?.as_deref())?,
             Algorithm::EdDSA => ed25519_keys(pem(private)?, pem(public)?)?,
             Algorithm::RS256
             | Algorithm::RS384
             | Algorithm::RS512
             | Algorithm::PS256
             | Algorithm::PS384
-            | Algorithm::PS512 => rsa_keys(pem(private)?, pem(public)?)?,
+            | Algorithm::PS512 => rsa_keys(pem(private)?, public_pem(public)?.as_deref())?,
             other => {
                 return Err(TokenOptionsError::invalid(format!(
                     "sign-method {other:?} is not supported"
@@ -245,17 +306,18 @@ impl JwtProvider {
         // A token is over in the second that it names, as with Go's library.
         validation.reject_tokens_expiring_in_less_than = 1;
         Ok(Self {
-            algorithm,
-            signing_key,
-            checking_key,
-            validation,
+            method: Method::Library {
+                algorithm,
+                signing_key,
+                checking_key,
+                validation: Box::new(validation),
+            },
             ttl,
         })
     }
 
     /// A token for a user as of an auth revision. `None`: this member has the public key only.
     pub fn sign(&self, username: &str, revision: u64) -> Option<String> {
-        let key = self.signing_key.as_ref()?;
         let since_epoch = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
@@ -264,7 +326,15 @@ impl JwtProvider {
             "revision": revision,
             "exp": since_epoch.saturating_add(self.ttl).as_secs(),
         });
-        match jsonwebtoken::encode(&Header::new(self.algorithm), &claims, key) {
+        let (algorithm, key) = match &self.method {
+            Method::Es512(keys) => return keys.sign(&claims),
+            Method::Library {
+                algorithm,
+                signing_key,
+                ..
+            } => (*algorithm, signing_key.as_ref()?),
+        };
+        match jsonwebtoken::encode(&Header::new(algorithm), &claims, key) {
             Ok(token) => Some(token),
             Err(error) => {
                 tracing::error!(%error, "failed to sign a JWT token");
@@ -275,14 +345,29 @@ impl JwtProvider {
 
     /// The identity that a token states; `None` when it is no token of ours or its time is over.
     pub fn verify(&self, token: &str) -> Option<Identity> {
-        match jsonwebtoken::decode::<Claims>(token, &self.checking_key, &self.validation) {
-            Ok(parsed) => Some(Identity {
-                username: parsed.claims.username.into(),
+        let claims = match &self.method {
+            Method::Library {
+                checking_key,
+                validation,
+                ..
+            } => jsonwebtoken::decode::<Claims>(token, checking_key, validation)
+                .map(|parsed| parsed.claims)
+                .map_err(|error| error.to_string()),
+            Method::Es512(keys) => keys
+                .verify(token)
+                .map_err(str::to_owned)
+                .and_then(|claims| {
+                    serde_json::from_slice(&claims).map_err(|error| error.to_string())
+                }),
+        };
+        match claims {
+            Ok(claims) => Some(Identity {
+                username: claims.username.into(),
                 // Go cuts off the fraction, too.
-                revision: parsed.claims.revision as u64,
+                revision: claims.revision as u64,
             }),
             Err(error) => {
-                tracing::warn!(%error, "failed to parse a JWT token");
+                tracing::warn!(error, "failed to parse a JWT token");
                 None
             }
         }
@@ -345,6 +430,14 @@ mod tests {
             &p384.to_pkcs8_pem(ending).unwrap(),
             &public,
         );
+        let p521 = p521::SecretKey::random(&mut OsRng);
+        let public = p521.public_key().to_public_key_pem(ending).unwrap();
+        write_keys(
+            folder,
+            &format!("{name}-p521"),
+            &p521.to_sec1_pem(ending).unwrap(),
+            &public,
+        );
         let seed = name.bytes().fold(0, u8::wrapping_add);
         let ed25519 = ed25519_dalek::SigningKey::from_bytes(&[seed; 32]);
         let public = ed25519.verifying_key();
@@ -362,7 +455,7 @@ mod tests {
         JwtProvider::from_options(&options).map_err(|error| error.to_string())
     }
 
-    const METHODS: [(&str, &str); 13] = [
+    const METHODS: [(&str, &str); 14] = [
         ("RS256", "rsa"),
         ("RS384", "rsa"),
         ("RS512", "rsa-pkcs1"),
@@ -371,6 +464,7 @@ mod tests {
         ("PS512", "rsa"),
         ("ES256", "p256"),
         ("ES384", "p384"),
+        ("ES512", "p521"),
         ("EdDSA", "ed"),
         ("HS256", "secret"),
         ("HS384", "secret"),
@@ -433,6 +527,64 @@ mod tests {
                 "{error}"
             );
         }
+    }
+
+    #[test]
+    fn a_public_key_may_stand_in_a_certificate() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        for (method, kind) in [
+            ("ES256", &rcgen::PKCS_ECDSA_P256_SHA256),
+            ("ES384", &rcgen::PKCS_ECDSA_P384_SHA384),
+        ] {
+            let key = rcgen::KeyPair::generate_for(kind).unwrap();
+            let certificate = rcgen::CertificateParams::new(vec!["tokens".to_owned()])
+                .unwrap()
+                .self_signed(&key)
+                .unwrap();
+            std::fs::write(file("key"), key.serialize_pem()).unwrap();
+            std::fs::write(file("certificate"), certificate.pem()).unwrap();
+            let (private, public) = (file("key"), file("certificate"));
+            let signs = provider(&[("sign-method", method), ("priv-key", &private)]).unwrap();
+            let reads = provider(&[("sign-method", method), ("pub-key", &public)]).unwrap();
+            let token = signs.sign("alice", 7).unwrap();
+            assert!(reads.verify(&token).is_some(), "{method}");
+        }
+        let broken = "-----BEGIN CERTIFICATE-----\nYWJj\n-----END CERTIFICATE-----\n";
+        std::fs::write(file("broken"), broken).unwrap();
+        let broken = file("broken");
+        let error = provider(&[("sign-method", "RS256"), ("pub-key", &broken)]).err();
+        assert!(error.unwrap().contains("a certificate that is none"));
+    }
+
+    #[test]
+    fn a_token_of_es512_counts_in_its_time() {
+        let key = p521::SecretKey::random(&mut OsRng);
+        let keys = Es512::new(Some(&key), &key.public_key()).unwrap();
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap()
+            .as_secs();
+        for (claims, counts) in [
+            (serde_json::json!({}), true),
+            (serde_json::json!({"exp": now + 60, "nbf": now - 60}), true),
+            (serde_json::json!({"exp": now}), false),
+            (serde_json::json!({"nbf": now + 60}), false),
+            (serde_json::json!({"exp": "soon"}), false),
+        ] {
+            let token = keys.sign(&claims).unwrap();
+            assert_eq!(keys.verify(&token).is_ok(), counts, "{claims}");
+            // Every part is signed.
+            let mut other = token.into_bytes();
+            let middle = other.len() / 3;
+            other[middle] = if other[middle] == b'a' { b'b' } else { b'a' };
+            assert!(keys.verify(std::str::from_utf8(&other).unwrap()).is_err());
+        }
+        let unsigned = "eyJhbGciOiJub25lIn0.e30.";
+        assert_eq!(
+            keys.verify(unsigned).err(),
+            Some("it is signed with another method")
+        );
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! What the state means is decided in `metastore-auth`; here are clocks, passwords and letters.
 
 mod credentials;
+mod es512;
 mod jwt;
 mod password;
 mod requests;

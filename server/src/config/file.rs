@@ -100,9 +100,9 @@ fn holds_keys(path: &str) -> bool {
         .any(|option| option.file_path().starts_with(&prefix))
 }
 
-/// Restrictions that only the file of etcd knows. To skip them with a notice would let in whom the
-/// file keeps out.
-const RESTRICTIONS_WITHOUT_OPTION: &[&str] = &["client-transport-security.allowed-cn"];
+/// Keys that etcd has forgotten, and skips in old files. Their flags are still known, to say why they are
+/// refused.
+const KEYS_UNTIL_VERSION_2: &[&str] = &["discovery", "discovery-proxy"];
 
 fn apply(
     settings: &mut Settings,
@@ -127,9 +127,6 @@ fn apply(
             Json::Bool(on) => settings.set_text(Target::Gate(gate), &on.to_string()),
             other => Err(mismatch(path, Kind::Boolean, other)),
         },
-        None if RESTRICTIONS_WITHOUT_OPTION.contains(&path.to_ascii_lowercase().as_str()) => {
-            Err(format!("{path} is not supported yet (docs/limitations.md)"))
-        }
         None => {
             notices.push(Notice::warn("unknown key in the configuration file").with("key", path));
             Ok(())
@@ -141,6 +138,9 @@ fn apply(
 /// in a section are not known outside of it.
 fn target(path: &str) -> Option<Target> {
     let path = path.to_ascii_lowercase();
+    if KEYS_UNTIL_VERSION_2.contains(&path.as_str()) {
+        return None;
+    }
     if let Some(option) = OPTIONS.iter().find(|option| option.file_path() == path) {
         return Some(Target::Option(option));
     }
@@ -204,6 +204,14 @@ fn value(option: &OptionSpec, json: &Json) -> Result<Option<Value>, String> {
                     format!("unexpected error setting up {}: {error}", option.name)
                 })?
             }
+            // etcd reads this one into a text.
+            Kind::Set if option.name == "host-whitelist" => {
+                let text = text_of(json).ok_or_else(wrong)?;
+                if text.is_empty() {
+                    return Ok(None);
+                }
+                option.kind.parse(&text)?
+            }
             Kind::List | Kind::Set => Value::List(list(json).ok_or_else(wrong)?),
             Kind::FeatureGates => {
                 debug_assert_eq!(option.name, FEATURE_GATES_OPTION);
@@ -237,12 +245,10 @@ fn text_of(json: &Json) -> Option<String> {
     json.as_str().map(str::to_owned)
 }
 
-/// A list of words; a comma list in one text is accepted as well.
+/// A list of words.
 fn list(json: &Json) -> Option<Vec<String>> {
     match json {
         Json::Array(words) => words.iter().map(text_of).collect(),
-        Json::String(text) if text.is_empty() => Some(Vec::new()),
-        Json::String(text) => Some(text.split(',').map(str::to_owned).collect()),
         _ => None,
     }
 }
@@ -264,10 +270,13 @@ fn mismatch(path: &str, kind: Kind, json: &Json) -> String {
         Kind::Duration => " (durations are integer nanoseconds in the configuration file)",
         _ => "",
     };
-    let owner = if KEYS_OF_CONFIG_JSON.contains(&path) {
-        "configJSON"
-    } else {
-        "Config"
+    let owner = match path.split_once('.') {
+        Some(("client-transport-security" | "peer-transport-security", _)) => {
+            "securityConfig.configJSON"
+        }
+        Some(("discovery-config", _)) => "ConfigSpec.Config",
+        _ if KEYS_OF_CONFIG_JSON.contains(&path) => "configYAML.configJSON",
+        _ => "configYAML.Config",
     };
     // Go names the number only where a number is wanted.
     let found = match (json, kind) {
@@ -280,8 +289,12 @@ fn mismatch(path: &str, kind: Kind, json: &Json) -> String {
         _ => json_type(json).to_owned(),
     };
     format!(
-        "error unmarshaling JSON: while decoding JSON: json: cannot unmarshal {found} into Go struct field configYAML.{owner}.{path} of type {}{hint}",
-        kind.go_type()
+        "error unmarshaling JSON: while decoding JSON: json: cannot unmarshal {found} into Go struct field {owner}.{path} of type {}{hint}",
+        if path == "host-whitelist" {
+            "string"
+        } else {
+            kind.go_type()
+        }
     )
 }
 
@@ -351,10 +364,11 @@ mod tests {
     #[test]
     fn sections_reach_their_options() {
         let (settings, notices) = read(
-            "client-transport-security:\n  cert-file: a.crt\n  allowed-hostname: [x]\npeer-transport-security:\n  auto-tls: true\nsocket-options:\n  reuse-port: true\n",
+            "client-transport-security:\n  cert-file: a.crt\n  allowed-hostname: [x]\n  allowed-cn: [root]\npeer-transport-security:\n  auto-tls: true\nsocket-options:\n  reuse-port: true\n",
         )
         .expect("valid");
         assert_eq!(settings.text("cert-file"), "a.crt");
+        assert_eq!(settings.list("client-cert-allowed-cn"), ["root"]);
         assert!(settings.boolean("peer-auto-tls"));
         assert!(settings.boolean("socket-reuse-port"));
         assert!(notices.is_empty());
@@ -373,13 +387,6 @@ mod tests {
         assert!(!settings.boolean("discovery-insecure-transport"));
         assert_eq!(settings.text("discovery-user"), "me");
         assert!(notices.is_empty(), "{notices:?}");
-    }
-
-    #[test]
-    fn a_restriction_that_does_not_exist_is_not_skipped() {
-        let error =
-            read("client-transport-security:\n  allowed-cn: [root]\n").expect_err("refused");
-        assert!(error.contains("client-transport-security.allowed-cn is not supported yet"));
     }
 
     #[test]

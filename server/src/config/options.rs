@@ -347,6 +347,7 @@ pub static OPTIONS: &[OptionSpec] = &{
         O::new(G::Security, "client-key-file", K::Text, "", "Key of that certificate.").in_file("client-transport-security.client-key-file"),
         O::new(G::Security, "client-crl-file", K::Text, "", "Revoked certificates of clients.").in_file("client-transport-security.crl-file"),
         O::new(G::Security, "client-cert-allowed-hostname", K::List, "", "Host names that certificates of clients may carry.").in_file("client-transport-security.allowed-hostname"),
+        O::new(G::Security, "client-cert-allowed-cn", K::List, "", "Common names that certificates of clients may carry. etcd knows it in the file only.").in_file("client-transport-security.allowed-cn"),
         O::new(G::Security, "trusted-ca-file", K::Text, "", "Certificate authorities of clients.").in_file("client-transport-security.trusted-ca-file"),
         O::new(G::Security, "auto-tls", K::Boolean, "false", "TLS for clients with generated certificates.").in_file("client-transport-security.auto-tls"),
         O::new(G::Security, "peer-cert-file", K::Text, "", "Certificate for the other members.").in_file("peer-transport-security.cert-file"),

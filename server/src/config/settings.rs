@@ -56,6 +56,9 @@ impl Settings {
                     text.is_empty() && matches!(option.kind, Kind::Urls | Kind::UrlsOrStar);
                 let value = if keeps_default {
                     option.default_value()
+                } else if text.is_empty() && option.name == "log-outputs" {
+                    // What Go's `strings.Split` makes of it: one output without a name.
+                    Value::List(vec![String::new()])
                 } else {
                     option.kind.parse(text)?
                 };

@@ -51,7 +51,7 @@ pub struct TlsSettings {
     pub client_cert_auth: bool,
     /// `--client-crl-file`.
     pub crl_file: Option<PathBuf>,
-    /// `--peer-cert-allowed-cn`; empty means any.
+    /// `--peer-cert-allowed-cn`, `--client-cert-allowed-cn`; empty means any.
     pub allowed_common_names: Vec<String>,
     /// `--client-cert-allowed-hostname`; empty means any.
     pub allowed_hostnames: Vec<String>,
@@ -108,6 +108,7 @@ impl TlsSettings {
             trusted_ca_file: path(settings, "trusted-ca-file"),
             client_cert_auth: settings.boolean("client-cert-auth"),
             crl_file: path(settings, "client-crl-file"),
+            allowed_common_names: words(settings, "client-cert-allowed-cn"),
             allowed_hostnames: words(settings, "client-cert-allowed-hostname"),
             auto: settings.boolean("auto-tls"),
             ..Self::common(settings)

@@ -98,6 +98,12 @@ fn check_log(settings: &Settings) -> Result<LogOptions, ConfigError> {
         }
     }
     let outputs = settings.list("log-outputs");
+    // The command line's empty text is one empty name; an empty list in the file keeps the default.
+    if outputs.iter().any(String::is_empty) {
+        return Err(ConfigError::invalid(
+            "open sink \"\": open : no such file or directory",
+        ));
+    }
     if outputs.len() > 1 && outputs.iter().any(|output| output == "default") {
         return Err(ConfigError::invalid(
             "multi logoutput for \"default\" is not supported yet",

@@ -7,6 +7,7 @@
 mod connection;
 mod endpoints;
 mod executor;
+mod grpc_refusal;
 pub mod peer_certificate;
 pub mod sockets;
 
@@ -24,6 +25,7 @@ use tokio::sync::mpsc;
 use crate::client_limits::ClientAddress;
 use crate::http::{HttpRoutes, HttpService};
 use crate::node::Node;
+use crate::observe::metrics::runtimes;
 use crate::rpc::compression;
 use crate::rpc::services::GrpcServices;
 use crate::rpc::unary::ResponseBody;
@@ -57,6 +59,9 @@ impl Services {
                 request.extensions_mut().insert(ClientAddress(remote));
             }
             return Arc::clone(self).call_http(request, traffic).boxed();
+        }
+        if let Some(refusal) = grpc_refusal::refusal(&request) {
+            return std::future::ready(refusal).boxed();
         }
         if compression::is_announced(&request) {
             return compression::call(self.grpc.clone(), request, remote).boxed();
@@ -137,6 +142,7 @@ impl ClientThreads {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()?;
+            runtimes::register(&runtime);
             let serving = Arc::clone(&serving);
             thread::Builder::new()
                 .name(format!("client-{number}"))

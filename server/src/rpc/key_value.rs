@@ -619,6 +619,16 @@ fn unchanged_to_the_end(
     chunks.chain(end)
 }
 
+/// Keys of the first chunk. A negative limit is none to etcd, and it takes the smaller one of its own and
+/// the client's: everything comes in one chunk.
+fn first_chunk_keys(request: &RangeRequest) -> usize {
+    if request.limit < 0 {
+        usize::MAX
+    } else {
+        FIRST_CHUNK_KEYS
+    }
+}
+
 /// The chunks of a RangeStream: one revision for all, header, `more` and `count` on the last only.
 fn stream_range(
     node: Arc<Node>,
@@ -630,7 +640,7 @@ fn stream_range(
             .reader()
             .range_stream_start(&request)
             .map_err(RequestError::from)?;
-        let mut chunk_keys = FIRST_CHUNK_KEYS;
+        let mut chunk_keys = first_chunk_keys(&request);
         loop {
             let reading = Instant::now();
             let (rest, chunk) = blocking(move || {

@@ -340,9 +340,25 @@ async fn methods_headers_and_old_paths_answer_as_etcd() {
             ("Grpc-Timeout", "5S"),
             ("Grpc-Timeout", "nonsense"),
             ("Grpc-Timeout", "5"),
+            ("Grpc-Timeout", "1n"),
+            ("X-HTTP-Method-Override", "GET"),
             ("Origin", "http://a.example"),
         ] {
             requests.push(post("/v3/kv/put", put).header(name, value));
+        }
+        let form = |path, method, body| {
+            post(path, body)
+                .header("Content-Type", "application/x-www-form-urlencoded")
+                .header("X-HTTP-Method-Override", method)
+        };
+        for method in ["GET", "delete", "POST", "post", "PATCH", "NOTHING", ""] {
+            for path in ["/v3/kv/put", "/v3/nothing", "/version"] {
+                requests.push(form(path, method, put));
+            }
+        }
+        for body in ["", "a=%zz", "a;b=c", "a=b&c=%4", "%"] {
+            requests.push(form("/v3/kv/range", "POST", body));
+            requests.push(form("/v3/kv/range?a=%zz", "PUT", body));
         }
         requests.push(post("/v3/kv/range", "\u{ff}"));
         requests.push(HttpRequest::new("POST", "/v3/kv/range").body(*b"{\"key\":\"\xff\"}"));

@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use metastore_tests::programs::tool;
 use metastore_tests::raw_http::{HttpAnswer, HttpRequest};
 use metastore_tests::{Member, Program, eventually};
 
@@ -402,17 +403,30 @@ async fn bad_requests_are_told_what_is_wrong() {
     .await;
 }
 
-/// The scripts of `examples/` that speak HTTP, as a reader runs them.
+/// The scripts of `examples/` that need one member and curl or etcdctl, as a reader runs them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_examples_run_as_written() {
     within(async {
         let member = Member::start(Program::MetaStore).await;
-        for name in ["json-gateway.sh", "http-api.sh"] {
+        let tools = tool("etcdctl").parent().unwrap().to_owned();
+        let path = format!("{}:{}", tools.display(), std::env::var("PATH").unwrap());
+        for name in [
+            "json-gateway.sh",
+            "http-api.sh",
+            "first-steps.sh",
+            "election.sh",
+            "service-discovery.sh",
+        ] {
             let script = format!("{}/../examples/{name}", env!("CARGO_MANIFEST_DIR"));
-            let output = Command::new("bash")
+            let mut example = Command::new("bash");
+            example
                 .arg(&script)
                 .env("METASTORE_URL", member.endpoint())
-                .output()
+                .env("ETCDCTL_ENDPOINTS", member.endpoint())
+                .env("PATH", &path);
+            let output = tokio::task::spawn_blocking(move || example.output())
+                .await
+                .unwrap()
                 .unwrap();
             assert!(
                 output.status.success(),

@@ -13,8 +13,13 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 /// Families of etcd that MetaStore does not have, by prefix, each with the reason.
 const ONLY_ETCD: &[(&str, &str)] = &[
-    ("go_", "the runtime of Go"),
-    ("promhttp_", "the HTTP handler of Go's Prometheus library"),
+    ("go_gc_", "there is no garbage collector"),
+    ("go_info", "there is no Go"),
+    (
+        "go_memstats_",
+        "the allocator does not count what its callers hold; process_resident_memory_bytes says what it holds",
+    ),
+    ("go_sched_", "there is no scheduler of Go"),
     ("etcd_server_go_version", "there is no Go"),
     ("etcd_grpc_proxy_", "the proxy is no part of the server"),
     ("etcd_debugging_store_", "the v2 store is gone"),

@@ -118,9 +118,10 @@ async fn a_removed_member_never_comes_back() {
         )
         .await;
         eprintln!("a removed member says: {told}");
-        cluster.members[victim]
+        let status = cluster.members[victim]
             .wait_for_exit("it was removed while it was down", CHANGE_LIMIT)
             .await;
+        assert_eq!(status.code(), Some(1), "a start that failed");
         let (pair, _) = cluster.members[other].client().get("a").await.unwrap();
         assert_eq!(pair.unwrap().value, "1");
         assert_eq!(

@@ -285,7 +285,8 @@ impl Consensus {
     }
 
     /// Makes the first membership of a new cluster. Called with the same voters on each of them;
-    /// no effect on a member that has a log.
+    /// no effect on a member that has a log. A server does it before its consensus runs, with
+    /// [`crate::form_cluster`], which leaves out the first term.
     ///
     /// # Errors
     /// See [`InitializeError`].
@@ -300,6 +301,12 @@ impl Consensus {
         }
     }
 
+    /// Stands for election at once: a new cluster has no leader that could be disturbed.
+    pub async fn campaign(&self) {
+        // Fails only when the core has stopped.
+        let _ = self.inner.raft.trigger().elect(false).await;
+    }
+
     /// Stands for election at once when this member is the only voter: nobody else could win, so
     /// waiting for an election time-out would only delay the start. No effect otherwise.
     pub async fn campaign_if_alone(&self) {
@@ -309,8 +316,7 @@ impl Consensus {
             membership.voter_ids().eq([inner.options.member_id])
         };
         if alone {
-            // Fails only when the core has stopped.
-            let _ = inner.raft.trigger().elect(false).await;
+            self.campaign().await;
         }
     }
 

@@ -1,5 +1,6 @@
-//! Making a member the only voter, without asking anybody.
+//! Memberships that nobody is asked for: the first one of a cluster, and that of a single survivor.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::mpsc;
 
@@ -11,6 +12,40 @@ use prost::Message;
 
 use crate::entry_log::EntryLog;
 use crate::raft_types::{Command, Payload, membership};
+
+/// The term of the first membership. In etcd the first members are changes of the membership in it, so that
+/// the first leader is that of the next term: who compares terms with those of etcd finds the same ones.
+const FORMING_TERM: u64 = 1;
+
+/// Writes the first membership of a new cluster into the log of a member that is not running yet. Each of
+/// the voters does it with the same ones. No effect on a log that has entries.
+///
+/// The member's vote in the term of that entry is its own, so nobody can be elected in it.
+///
+/// # Errors
+/// The log's: nothing may be started then.
+pub fn form_cluster(log: &dyn EntryLog, member_id: u64, voters: BTreeSet<u64>) -> io::Result<()> {
+    let state = log.state();
+    if state.last.is_some() {
+        return Ok(());
+    }
+    // A vote without entries is left of a start that was cut short here.
+    if state.vote.is_none() {
+        let vote = peer::Vote {
+            term: FORMING_TERM,
+            member: member_id,
+            committed: false,
+        };
+        wait(|done| log.save_vote(vote.encode_to_vec().into(), done))?;
+    }
+    let payload = Payload::blank().with_membership(membership(voters, &[].into()));
+    let entry = LogEntry {
+        index: 0,
+        term: FORMING_TERM,
+        payload: payload.encoded().clone(),
+    };
+    wait(|done| log.append(vec![entry], done))
+}
 
 /// Appends an entry to the log of a member that is not running yet: from it on `member_id` is the only
 /// voter. `command` is the application's part of the entry, as of a membership change.

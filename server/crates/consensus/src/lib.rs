@@ -46,7 +46,7 @@ pub use error::{
     ChangeError, InitializeError, MembershipChange, PeerError, ProposeError, ReadIndexError,
     StartError, TransferError,
 };
-pub use force::force_single_member;
+pub use force::{force_single_member, form_cluster};
 pub use options::{ConsensusOptions, SNAPSHOT_CATCHUP_ENTRIES_DEFAULT, SNAPSHOT_ENTRIES_DEFAULT};
 pub use peers::{PeerAddress, PeerDirectory, PeerHandler};
 pub use transport::{

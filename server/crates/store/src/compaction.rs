@@ -82,16 +82,21 @@ impl Candidates {
     }
 }
 
-/// One step of at most `batch_revisions` records. Returns whether anything is left to do.
-pub(crate) fn collect_step(shared: &Shared, batch_revisions: usize) -> Result<bool, EngineError> {
+/// One step of at most `batch_revisions` records, of compactions up to `revision_max`. Returns whether
+/// anything is left to do, also of later ones.
+pub(crate) fn collect_step(
+    shared: &Shared,
+    batch_revisions: usize,
+    revision_max: i64,
+) -> Result<bool, EngineError> {
     let mut garbage = shared.garbage.lock();
     let finished = shared.finished_compact_revision.load(Ordering::Acquire);
     let window = match &mut garbage.window {
         Some(window) => window,
         None => {
-            let to = shared.compact_revision();
+            let to = shared.compact_revision().min(revision_max);
             if to <= finished {
-                return Ok(false);
+                return Ok(shared.compact_revision() > finished);
             }
             garbage.window.insert(Window {
                 from: finished,

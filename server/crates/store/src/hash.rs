@@ -21,6 +21,16 @@ use crate::engine::{Engine, EngineError, Table};
 /// What etcd's hash begins with: the name of the bucket.
 const BUCKET_NAME: &[u8] = b"key";
 
+/// What a hash is made for. It matters only where no key is live any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// A call of HashKV.
+    Call,
+    /// What etcd hashes while it carries out a compaction at the revision: there a key that was deleted
+    /// exactly then still counts as one that is kept.
+    Compaction,
+}
+
 /// HashKV at `revision` with the compact revision `compacted`, of which `finished` is surely
 /// carried out. The caller checks afterwards that the compact revision did not change meanwhile.
 pub(crate) fn hash_at(
@@ -28,6 +38,7 @@ pub(crate) fn hash_at(
     revision: i64,
     compacted: i64,
     finished: i64,
+    purpose: Purpose,
 ) -> Result<u32, EngineError> {
     let initial = crc32c::crc32c(BUCKET_NAME);
     if revision < 0 {
@@ -37,7 +48,8 @@ pub(crate) fn hash_at(
     let superseded = superseded(engine, revision, compacted, finished)?;
     let mut filtered = initial;
     let mut unfiltered = initial;
-    let mut any_live = superseded.live_after_compaction > 0;
+    let mut any_live = superseded.live_after_compaction > 0
+        || (purpose == Purpose::Compaction && superseded.ends_with_tombstone);
     let to = Revision::new(compacted.max(0), i64::MAX);
     scan(engine, Revision::NONE, to, |at, tombstone, record| {
         if tombstone || superseded.at_compaction.contains(&at) {
@@ -89,6 +101,8 @@ struct Superseded {
     at_revision: HashSet<Revision>,
     /// Keys that were written behind the compact revision and are live at the hashed one.
     live_after_compaction: i64,
+    /// The hashed revision deleted a key.
+    ends_with_tombstone: bool,
 }
 
 fn superseded(
@@ -106,6 +120,7 @@ fn superseded(
             found.at_compaction.insert(previous);
             return Ok(());
         }
+        found.ends_with_tombstone |= tombstone && at.main == revision;
         let created = !tombstone && encoding::fields(&record.key_value)?.version == 1;
         if !tombstone {
             found.live_after_compaction += 1;

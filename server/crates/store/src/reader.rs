@@ -331,7 +331,8 @@ impl Reader {
                 named => named,
             };
             let engine = &*self.shared.engine;
-            let hash = hash::hash_at(engine, hash_revision, compact_revision, finished)?;
+            let purpose = hash::Purpose::Call;
+            let hash = hash::hash_at(engine, hash_revision, compact_revision, finished, purpose)?;
             if self.compact_revision() == compact_revision {
                 return Ok(HashKv {
                     hash,
@@ -342,6 +343,17 @@ impl Reader {
             }
         }
         Err(overtaken().into())
+    }
+
+    /// The hash that etcd makes while it carries out a compaction at `revision` after one at `previous`
+    /// (−1: the first one). To be asked before anything is deleted because of it.
+    ///
+    /// # Errors
+    /// [`EngineError`] when the engine fails.
+    pub fn hash_of_compaction(&self, previous: i64, revision: i64) -> Result<u32, EngineError> {
+        let finished = self.finished_compact_revision();
+        let purpose = hash::Purpose::Compaction;
+        hash::hash_at(&*self.shared.engine, revision, previous, finished, purpose)
     }
 
     /// A hash of everything that clients can change, for tests and operators: equal before and
@@ -439,7 +451,19 @@ impl Reader {
     /// # Errors
     /// [`EngineError`] when the engine fails: the member must stop.
     pub fn collect_garbage_step(&self, batch_revisions: usize) -> Result<bool, EngineError> {
-        compaction::collect_step(&self.shared, batch_revisions)
+        compaction::collect_step(&self.shared, batch_revisions, i64::MAX)
+    }
+
+    /// As [`collect_garbage_step`](Self::collect_garbage_step), of compactions up to `revision` only.
+    ///
+    /// # Errors
+    /// [`EngineError`] when the engine fails.
+    pub fn collect_garbage_step_up_to(
+        &self,
+        revision: i64,
+        batch_revisions: usize,
+    ) -> Result<bool, EngineError> {
+        compaction::collect_step(&self.shared, batch_revisions, revision)
     }
 
     /// Reads at a revision that no compaction passes meanwhile. `read` gets the current revision

@@ -8,7 +8,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::chunk::{Chunk, ChunkBuilder};
 use crate::core::{Core, EventEncoder, RESPONSE_REVISIONS_MAX, Watcher, WatcherState};
-use crate::event::RevisionEvents;
+use crate::event::{RevisionEvents, memory_bytes};
 use crate::history::{History, HistoryError};
 use crate::index::Index;
 use crate::selector::Selector;
@@ -20,6 +20,10 @@ const WATCHERS_PER_SCAN_MAX: usize = 512;
 /// Revisions from the ring that are handled without giving the lock away. With this the last step
 /// before a watcher is synced cannot be overtaken by new changes for ever.
 const LOCKED_REVISIONS_MAX: usize = 64;
+
+/// Revisions that one turn looks through: the next watcher's turn must come, however rarely the keys of
+/// this one change.
+const TURN_REVISIONS_MAX: i64 = 64 << 10;
 
 /// Watchers that wait for their turn: first come, first served, and by revision to find company.
 #[derive(Debug, Default)]
@@ -61,26 +65,49 @@ impl CatchUpQueue {
     }
 }
 
-/// One scan for some watchers.
+/// One turn for some watchers: as much as goes into one response for each of them, read piece by piece.
 struct Plan {
     epoch: u64,
     history: Arc<dyn History>,
     from: i64,
+    /// First revision that was not read yet.
+    next: i64,
     /// Last revision to read: what new changes do not bring by themselves.
     to: i64,
+    /// Of all groups' events together, apart from a larger single revision.
     bytes_max: usize,
-    source: Source,
+    bytes: usize,
+    /// There is no room for the next revision.
+    full: bool,
+    piece: Piece,
     readers: Vec<PlanReader>,
     groups: Vec<PlanGroup>,
     index: Index<usize>,
 }
 
-enum Source {
+/// What is read at once.
+enum Piece {
     Ring {
         revisions: Vec<Arc<RevisionEvents>>,
         next: i64,
     },
-    Store,
+    Store {
+        to: i64,
+        bytes_max: usize,
+    },
+}
+
+impl Piece {
+    fn choose(core: &Core, next: i64, to: i64) -> Self {
+        let to = to.min(next + RESPONSE_REVISIONS_MAX as i64 - 1);
+        let bytes_max = core.options.chunk_bytes_max();
+        if core.ring.covers(next) {
+            let (revisions, next) = core.ring.read(next, to, bytes_max);
+            Self::Ring { revisions, next }
+        } else {
+            Self::Store { to, bytes_max }
+        }
+    }
 }
 
 struct PlanReader {
@@ -93,11 +120,13 @@ struct PlanReader {
 struct PlanGroup {
     selector: Selector,
     builder: ChunkBuilder,
+    /// The first revision with events for the group that does not fit into one response.
+    next: Option<i64>,
 }
 
-/// What a scan gave: a chunk for each group, and the first revision that is not in them.
+/// What a turn gave a group, and the first revision that is not in it.
 struct Scanned {
-    chunks: Vec<Chunk>,
+    chunk: Chunk,
     next: i64,
 }
 
@@ -108,24 +137,33 @@ pub(crate) fn step(core: &Mutex<Core>) -> Result<bool, EngineError> {
     let Some(mut plan) = plan(&mut core) else {
         return Ok(false);
     };
-    let short = matches!(&plan.source, Source::Ring { revisions, .. } if revisions.len() <= LOCKED_REVISIONS_MAX);
-    let scanned = if short {
-        plan.scan()
-    } else {
-        MutexGuard::unlocked(&mut core, || plan.scan())
-    };
-    if core.epoch != plan.epoch {
-        // The history was replaced meanwhile, and the old one may be gone: its answer, also an
-        // error, means nothing.
-        start_over(&mut core, &plan);
-        return Ok(true);
+    loop {
+        let short = matches!(&plan.piece, Piece::Ring { revisions, .. } if revisions.len() <= LOCKED_REVISIONS_MAX);
+        let read = if short {
+            plan.read_piece()
+        } else {
+            MutexGuard::unlocked(&mut core, || plan.read_piece())
+        };
+        if core.epoch != plan.epoch {
+            // The history was replaced meanwhile, and the old one may be gone: its answer, also an
+            // error, means nothing.
+            start_over(&mut core, &plan);
+            return Ok(true);
+        }
+        match read {
+            Ok(()) if plan.wants_more() => plan.piece = Piece::choose(&core, plan.next, plan.to),
+            // What was read before the compaction is whole; the next turn cancels.
+            Err(HistoryError::Compacted) if plan.next == plan.from => {
+                finish_compacted(&mut core, &plan);
+                return Ok(true);
+            }
+            Ok(()) | Err(HistoryError::Compacted) => {
+                finish(&mut core, &mut plan);
+                return Ok(true);
+            }
+            Err(HistoryError::Engine(error)) => return Err(error),
+        }
     }
-    match scanned {
-        Ok(scanned) => finish(&mut core, &plan, &scanned),
-        Err(HistoryError::Compacted) => finish_compacted(&mut core, &plan),
-        Err(HistoryError::Engine(error)) => return Err(error),
-    }
-    Ok(true)
 }
 
 /// Decides who reads what next. Watchers that need no reading are synced or canceled on the way.
@@ -146,27 +184,24 @@ fn plan(core: &mut Core) -> Option<Plan> {
             break next;
         }
     };
-    let to = core.processed.min(from + RESPONSE_REVISIONS_MAX as i64 - 1);
-    let bytes_max = core.options.chunk_bytes_max();
-    let source = if core.ring.covers(from) {
-        let (revisions, next) = core.ring.read(from, to, bytes_max);
-        Source::Ring { revisions, next }
-    } else {
-        Source::Store
-    };
+    let to = core.processed.min(from + TURN_REVISIONS_MAX - 1);
     let mut plan = Plan {
         epoch: core.epoch,
         history: Arc::clone(&core.history),
         from,
+        next: from,
         to,
-        bytes_max,
-        source,
+        bytes_max: core.history_bytes_max(),
+        bytes: 0,
+        full: false,
+        piece: Piece::choose(core, from, to),
         readers: Vec::new(),
         groups: Vec::new(),
         index: Index::new(),
     };
     let mut group_of = HashMap::new();
-    for key in core.catch_up.company(from, to + 1) {
+    let company_to = (to + 1).min(from + RESPONSE_REVISIONS_MAX as i64);
+    for key in core.catch_up.company(from, company_to) {
         let Watcher { state, group, .. } = core.watchers[key];
         let WatcherState::Queued { next, ticket } = state else {
             unreachable!("watchers in the queue are queued");
@@ -193,44 +228,63 @@ impl Plan {
         self.groups.push(PlanGroup {
             selector,
             builder: ChunkBuilder::default(),
+            next: None,
         });
         group
     }
 
-    fn scan(&mut self) -> Result<Scanned, HistoryError> {
+    fn wants_more(&self) -> bool {
+        self.next <= self.to && !self.full && self.groups.iter().any(|group| group.next.is_none())
+    }
+
+    /// Reads the piece and puts its events into the groups that want them.
+    fn read_piece(&mut self) -> Result<(), HistoryError> {
         let compact_revision = self.history.compact_revision();
-        let next = match std::mem::replace(&mut self.source, Source::Store) {
-            Source::Ring { revisions, next } => {
-                for revision in &revisions {
-                    self.collect(revision, compact_revision)?;
-                }
-                next
+        let nothing = Piece::Store {
+            to: 0,
+            bytes_max: 0,
+        };
+        match std::mem::replace(&mut self.piece, nothing) {
+            Piece::Ring { revisions, next } => {
+                let revisions = revisions.iter().map(Arc::as_ref);
+                self.collect_all(revisions, next, compact_revision)?;
             }
-            Source::Store => {
+            Piece::Store { to, bytes_max } => {
                 let with_previous = self.groups.iter().any(|group| group.selector.previous);
                 let scan = self.history.events(
-                    self.from,
-                    self.to,
-                    self.bytes_max,
+                    self.next,
+                    to,
+                    bytes_max,
                     &|key| self.index.matches(key),
                     with_previous,
                 )?;
-                for revision in &scan.batches {
-                    self.collect(revision, compact_revision)?;
-                }
                 // While the scan ran a compaction may have begun to delete what it had to read.
-                if self.from < self.history.compact_revision() {
+                if self.next < self.history.compact_revision() {
                     return Err(HistoryError::Compacted);
                 }
-                scan.next
+                self.collect_all(scan.batches.iter(), scan.next, compact_revision)?;
             }
-        };
-        let chunks = self
-            .groups
-            .iter_mut()
-            .map(|group| group.builder.finish())
-            .collect();
-        Ok(Scanned { chunks, next })
+        }
+        Ok(())
+    }
+
+    /// Collects revisions as long as there is room; `next` is the first one behind them.
+    fn collect_all<'a>(
+        &mut self,
+        revisions: impl Iterator<Item = &'a RevisionEvents>,
+        next: i64,
+        compact_revision: i64,
+    ) -> Result<(), EngineError> {
+        for revision in revisions {
+            if self.bytes > 0 && self.bytes + memory_bytes(revision) > self.bytes_max {
+                self.full = true;
+                self.next = revision.revision;
+                return Ok(());
+            }
+            self.collect(revision, compact_revision)?;
+        }
+        self.next = next;
+        Ok(())
     }
 
     fn collect(
@@ -242,6 +296,7 @@ impl Plan {
             history,
             groups,
             index,
+            bytes,
             ..
         } = self;
         for event in &revision.events {
@@ -249,11 +304,21 @@ impl Plan {
             let mut failure = None;
             index.matching(&event.key, |group| {
                 let group = &mut groups[group];
-                if !group.selector.lets_through(event) {
+                if group.next.is_some() || !group.selector.lets_through(event) {
+                    return;
+                }
+                if group
+                    .builder
+                    .is_full_for(revision.revision, RESPONSE_REVISIONS_MAX)
+                {
+                    group.next = Some(revision.revision);
                     return;
                 }
                 match encoder.get(group.selector.previous, history.as_ref()) {
-                    Ok(encoded) => group.builder.push(revision.revision, encoded),
+                    Ok(encoded) => {
+                        *bytes += encoded.len();
+                        group.builder.push(revision.revision, encoded);
+                    }
                     Err(error) => failure = Some(error),
                 }
             });
@@ -266,12 +331,22 @@ impl Plan {
 }
 
 /// Hands out what was read, to the watchers that still want it.
-fn finish(core: &mut Core, plan: &Plan, scanned: &Scanned) {
+fn finish(core: &mut Core, plan: &mut Plan) {
+    let behind = plan.next;
+    let scanned: Vec<Scanned> = plan
+        .groups
+        .iter_mut()
+        .map(|group| Scanned {
+            chunk: core.large_chunks.note(group.builder.finish()),
+            next: group.next.unwrap_or(behind),
+        })
+        .collect();
     for reader in &plan.readers {
         if !still_reading(core, reader) {
             continue;
         }
-        let events = scanned.chunks[reader.group].since(reader.next);
+        let scanned = &scanned[reader.group];
+        let events = scanned.chunk.since(reader.next);
         if !events.is_empty() && !core.push_history(reader.watcher, scanned.next - 1, events) {
             core.pause(reader.watcher, reader.next);
             continue;

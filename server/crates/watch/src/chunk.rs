@@ -1,5 +1,8 @@
 //! The events of one group of equal watchers, put together once.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
 
@@ -7,6 +10,8 @@ use smallvec::SmallVec;
 #[derive(Debug, Default)]
 pub(crate) struct ChunkBuilder {
     parts: SmallVec<[(i64, Bytes); 1]>,
+    /// Different revisions in it.
+    revisions: usize,
 }
 
 /// Encoded events of one or more whole revisions, one behind the other.
@@ -24,11 +29,22 @@ impl ChunkBuilder {
 
     pub(crate) fn push(&mut self, revision: i64, encoded: Bytes) {
         debug_assert!(self.parts.last().is_none_or(|last| last.0 <= revision));
+        self.revisions += usize::from(self.begins(revision));
         self.parts.push((revision, encoded));
+    }
+
+    /// Whether an event of `revision` would be one of more than `revisions_max` revisions.
+    pub(crate) fn is_full_for(&self, revision: i64, revisions_max: usize) -> bool {
+        self.revisions == revisions_max && self.begins(revision)
+    }
+
+    fn begins(&self, revision: i64) -> bool {
+        self.parts.last().is_none_or(|last| last.0 != revision)
     }
 
     /// The chunk of what was pushed; the builder is empty and reusable afterwards.
     pub(crate) fn finish(&mut self) -> Chunk {
+        self.revisions = 0;
         let mut marks = SmallVec::new();
         if let [(revision, encoded)] = self.parts.as_mut_slice() {
             marks.push((*revision, 0));
@@ -50,6 +66,58 @@ impl ChunkBuilder {
             bytes: bytes.freeze(),
             marks,
         }
+    }
+}
+
+/// How many bytes are in chunks that are larger than usual, for as long as somebody holds their events.
+#[derive(Clone, Debug)]
+pub(crate) struct LargeChunks {
+    bytes: Arc<AtomicUsize>,
+    /// Chunks up to this size are not counted: the queues of the streams bound them.
+    from_bytes: usize,
+}
+
+/// The bytes of a large chunk.
+struct Counted {
+    content: Bytes,
+    bytes: Arc<AtomicUsize>,
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.content
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.bytes.fetch_sub(self.content.len(), Ordering::Relaxed);
+    }
+}
+
+impl LargeChunks {
+    pub(crate) fn above(from_bytes: usize) -> Self {
+        Self {
+            bytes: Arc::default(),
+            from_bytes,
+        }
+    }
+
+    /// Bytes that are held.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Counts a chunk if it is large.
+    pub(crate) fn note(&self, mut chunk: Chunk) -> Chunk {
+        if chunk.bytes.len() > self.from_bytes {
+            self.bytes.fetch_add(chunk.bytes.len(), Ordering::Relaxed);
+            chunk.bytes = Bytes::from_owner(Counted {
+                content: chunk.bytes,
+                bytes: Arc::clone(&self.bytes),
+            });
+        }
+        chunk
     }
 }
 
@@ -87,5 +155,38 @@ mod tests {
             assert_eq!(chunk.since(from), expected, "from {from}");
         }
         assert_eq!(builder.finish().last_revision(), 0);
+    }
+
+    #[test]
+    fn a_builder_counts_revisions_and_not_events() {
+        let mut builder = ChunkBuilder::default();
+        for revision in [3, 3, 4] {
+            assert!(!builder.is_full_for(revision, 2));
+            builder.push(revision, "a".into());
+        }
+        assert!(!builder.is_full_for(4, 2));
+        assert!(builder.is_full_for(5, 2));
+        builder.finish();
+        assert!(!builder.is_full_for(5, 2));
+    }
+
+    #[test]
+    fn large_chunks_count_until_the_last_part_of_them_is_gone() {
+        let large = LargeChunks::above(3);
+        let chunk_of = |text: &'static str| {
+            let mut builder = ChunkBuilder::default();
+            builder.push(1, text.into());
+            builder.push(2, "z".into());
+            large.note(builder.finish())
+        };
+        let small = chunk_of("ab");
+        assert_eq!(large.bytes(), 0);
+        let chunk = chunk_of("abcdef");
+        assert_eq!(large.bytes(), 7);
+        let part = chunk.since(2);
+        drop((small, chunk));
+        assert_eq!((&part[..], large.bytes()), (&b"z"[..], 7));
+        drop(part);
+        assert_eq!(large.bytes(), 0);
     }
 }

@@ -12,7 +12,7 @@ use metastore_proto::etcdserverpb::WatchCreateRequest;
 use metastore_store::EngineError;
 
 use crate::catch_up::CatchUpQueue;
-use crate::chunk::ChunkBuilder;
+use crate::chunk::{ChunkBuilder, LargeChunks};
 use crate::event::{RevisionEvents, StoredEvent, encode};
 use crate::history::History;
 use crate::hub::HubOptions;
@@ -35,6 +35,10 @@ pub const REASON_DUPLICATE_WATCH_ID: &str = "mvcc: duplicate watch ID provided o
 
 /// Most revisions that go into one response, as in etcd.
 pub(crate) const RESPONSE_REVISIONS_MAX: usize = 1000;
+
+/// Bytes of responses of the past that are larger than those of the present and wait for their clients.
+/// Beyond, responses are small: clients that do not read must not add up.
+const LARGE_CHUNK_BYTES_MAX: usize = 64 << 20;
 
 /// Queued bytes at which a stream gets no periodic progress: its client does not read, and progress
 /// would only pile up.
@@ -123,6 +127,7 @@ pub(crate) struct Core {
     streams: HashMap<StreamId, StreamState>,
     next_stream: StreamId,
     pub(crate) catch_up: CatchUpQueue,
+    pub(crate) large_chunks: LargeChunks,
     /// Streams that asked for progress, and the revision that was visible then.
     progress_asked: Vec<(StreamId, i64)>,
     progress_due: BinaryHeap<Reverse<(Duration, StreamId)>>,
@@ -146,6 +151,7 @@ impl Core {
                 options.recent_events_max,
                 options.recent_bytes_max,
             ),
+            large_chunks: LargeChunks::above(options.chunk_bytes_max()),
             options,
             history,
             epoch: 0,
@@ -667,6 +673,16 @@ impl Core {
             self.events_sent += 1;
         }
         accepted
+    }
+
+    /// Bytes of the past that may go into one response now.
+    pub(crate) fn history_bytes_max(&self) -> usize {
+        let usual = self.options.chunk_bytes_max();
+        if self.large_chunks.bytes() < LARGE_CHUNK_BYTES_MAX {
+            usual.max(self.options.history_bytes_max)
+        } else {
+            usual
+        }
     }
 
     /// Ends a watcher whose events are gone.

@@ -22,6 +22,10 @@ pub struct HubOptions {
     /// Bytes that may wait for one stream's client before its watchers have to read the history
     /// later. Default 1 MiB; one single revision may exceed it.
     pub stream_queue_bytes_max: usize,
+    /// Bytes of the past in one response, apart from a larger single revision. etcd has no such limit, and
+    /// clients with gRPC's default one of 4 MiB fail there; with this they do not. Default 4 MiB less
+    /// 64 KiB.
+    pub history_bytes_max: usize,
     /// Recent events that are kept for watchers a little behind. Default 65 536.
     pub recent_events_max: usize,
     /// Bytes of recent events. Default 16 MiB.
@@ -41,6 +45,7 @@ impl Default for HubOptions {
     fn default() -> Self {
         Self {
             stream_queue_bytes_max: 1 << 20,
+            history_bytes_max: (4 << 20) - (64 << 10),
             recent_events_max: 64 << 10,
             recent_bytes_max: 16 << 20,
             inbox_bytes_max: 64 << 20,

@@ -151,6 +151,7 @@ struct Simulation {
     /// Reads nothing before the end, if there is one.
     stalled_client: Option<usize>,
     queue_bytes: usize,
+    history_bytes_max: usize,
     largest_revision_bytes: usize,
 }
 
@@ -158,8 +159,10 @@ impl Simulation {
     fn new(seed: u64) -> Self {
         let mut random = Random(seed);
         let queue_bytes = random.pick(&[1_000, 5_000, 1 << 20]);
+        let history_bytes_max = random.pick(&[0, 3_000, 1 << 20]);
         let options = HubOptions {
             stream_queue_bytes_max: queue_bytes,
+            history_bytes_max,
             recent_events_max: random.pick(&[0, 10, 100, 10_000]),
             recent_bytes_max: 1 << 20,
             inbox_bytes_max: random.pick(&[500, 5_000, 1 << 20]),
@@ -183,6 +186,7 @@ impl Simulation {
             now: Duration::ZERO,
             stalled_client,
             queue_bytes,
+            history_bytes_max,
             largest_revision_bytes: 0,
         };
         for _ in 0..CLIENTS {
@@ -236,7 +240,8 @@ impl Simulation {
             }
             _ => {}
         }
-        let bound = CLIENTS * (self.queue_bytes + self.largest_revision_bytes + 20_000);
+        let largest_answer_bytes = self.largest_revision_bytes.max(self.history_bytes_max);
+        let bound = CLIENTS * (self.queue_bytes + largest_answer_bytes + 20_000);
         let statistics = self.store.hub.statistics();
         assert!(statistics.queued_bytes <= bound, "{statistics:?}");
     }

@@ -10,6 +10,7 @@
 
 mod json_stream;
 mod json_tokens;
+mod method_override;
 mod routes;
 mod transcode;
 mod websocket;
@@ -43,6 +44,8 @@ pub const BETA_PREFIX: &str = "/v3beta/";
 const METADATA_PREFIX: &str = "grpc-metadata-";
 const TIMEOUT_HEADER: &str = "grpc-timeout";
 const CALL_CONTENT_TYPE: HeaderName = HeaderName::from_static("grpc-metadata-content-type");
+/// With less time than this etcd's gateway has not even asked its own server.
+const TIMEOUT_MIN: Duration = Duration::from_micros(50);
 /// What JSON adds to a message at most, spaces and all: base64 takes a third.
 const JSON_OVERHEAD_FACTOR: usize = 2;
 /// What is left for names and brackets of a small message.
@@ -93,7 +96,20 @@ impl Gateway {
         &self,
         request: Request<B>,
     ) -> Result<Response<ResponseBody>, Status> {
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
+        if let Some(method) = method_override::method(&parts) {
+            method_override::read_form(&parts, body).await?;
+            parts.method = method;
+            return self.answer_as(parts, Full::<Bytes>::default()).await;
+        }
+        self.answer_as(parts, body).await
+    }
+
+    async fn answer_as<B: RequestBody>(
+        &self,
+        parts: request::Parts,
+        body: B,
+    ) -> Result<Response<ResponseBody>, Status> {
         let route = match find_route(&parts) {
             Ok(route) => route,
             Err(status) => {
@@ -101,13 +117,18 @@ impl Gateway {
                 return Err(status);
             }
         };
+        let too_late = || Status::deadline_exceeded("context deadline exceeded");
         let deadline = timeout(&parts.headers)?;
+        if deadline.is_some_and(|limit| limit < TIMEOUT_MIN) {
+            discard_announced(body).await;
+            return Err(too_late());
+        }
         let call = self.run(route, &parts, body);
         match deadline {
             None => call.await,
             Some(limit) => tokio::time::timeout(limit, call)
                 .await
-                .unwrap_or_else(|_| Err(Status::deadline_exceeded("context deadline exceeded"))),
+                .unwrap_or_else(|_| Err(too_late())),
         }
     }
 

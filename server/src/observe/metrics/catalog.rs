@@ -147,6 +147,10 @@ const PROCESS_AND_BUILD: &[Metric] = &[
         "Which version is running. 1 for 'server_version' label with current version.",
     )
     .labels(&["server_version"]),
+    gauge("go_goroutines", "Number of goroutines that currently exist.").note(
+        "Here: the tasks that wait or run, of connections, streams and work in the background. Without those of consensus.",
+    ),
+    gauge("go_threads", "Number of OS threads created.").note("Here: that exist."),
     gauge(
         "metastore_build_info",
         "Which build of MetaStore runs. Always 1.",
@@ -187,6 +191,15 @@ const PROCESS_AND_BUILD: &[Metric] = &[
         "process_virtual_memory_max_bytes",
         "Maximum amount of virtual memory available in bytes.",
     ),
+    gauge(
+        "promhttp_metric_handler_requests_in_flight",
+        "Current number of scrapes being served.",
+    ),
+    counter(
+        "promhttp_metric_handler_requests_total",
+        "Total number of scrapes by HTTP status code.",
+    )
+    .labels(&["code"]),
 ];
 
 /// Requests of clients.

@@ -18,6 +18,7 @@ mod families;
 pub mod grpc;
 mod kinds;
 pub(crate) mod process;
+pub(crate) mod runtimes;
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -58,6 +59,8 @@ pub struct Handles {
     pub health_failures: IntCounter,
     pub health_check: IntGaugeVec,
     pub health_checks: IntCounterVec,
+    pub scrapes_in_flight: IntGauge,
+    pub scrapes: IntCounterVec,
     pub stream_failures: IntCounterVec,
     pub disconnected_peers: IntCounterVec,
     pub peer_round_trip: HistogramVec,
@@ -120,6 +123,8 @@ impl Handles {
             health_failures: make.counter("etcd_server_health_failures"),
             health_check: make.gauges("etcd_server_healthcheck"),
             health_checks: make.counters("etcd_server_healthchecks_total"),
+            scrapes_in_flight: make.gauge("promhttp_metric_handler_requests_in_flight"),
+            scrapes: scrapes_by_code(make.counters("promhttp_metric_handler_requests_total")),
             stream_failures: make.counters("etcd_network_server_stream_failures_total"),
             disconnected_peers: make.counters("etcd_network_disconnected_peers_total"),
             peer_round_trip: make.histograms("etcd_network_peer_round_trip_time_seconds"),
@@ -224,6 +229,14 @@ impl Maker<'_> {
     }
 }
 
+/// The counter with the codes that can come, which Go's handler shows from the start.
+fn scrapes_by_code(scrapes: IntCounterVec) -> IntCounterVec {
+    for code in ["200", "500", "503"] {
+        scrapes.with_label_values(&[code]);
+    }
+    scrapes
+}
+
 /// Measurements of the log.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LogObserver;
@@ -256,6 +269,7 @@ pub fn render(node: &Node) -> Result<Vec<u8>, metastore_store::EngineError> {
     grpc::collect(&mut families);
     client_versions::collect(&mut families);
     process::collect(&mut families);
+    runtimes::collect(&mut families);
     let all = families.merge(METRICS.registry.gather());
     let mut text = Vec::with_capacity(256 * 1024);
     TextEncoder::new()

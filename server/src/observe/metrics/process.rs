@@ -14,6 +14,7 @@ use super::families::Families;
 mod field {
     pub const USER_TICKS: usize = 11;
     pub const SYSTEM_TICKS: usize = 12;
+    pub const THREADS: usize = 17;
     pub const START_TICKS: usize = 19;
     pub const VIRTUAL_BYTES: usize = 20;
     pub const RESIDENT_PAGES: usize = 21;
@@ -63,6 +64,7 @@ fn collect_stat(families: &mut Families) {
         "process_cpu_seconds_total",
         (number(field::USER_TICKS) + number(field::SYSTEM_TICKS)) / ticks,
     );
+    families.add("go_threads", number(field::THREADS));
     families.add("process_virtual_memory_bytes", number(field::VIRTUAL_BYTES));
     families.add(
         "process_resident_memory_bytes",
