@@ -403,28 +403,36 @@ impl Authority {
             return false;
         };
         let file = |key: &str| data.get(key).map(|value| value.0.as_slice());
-        let signer = file("tls.crt").and_then(|certificate| key_ids(certificate)?.1);
-        let own = key_ids(self.current.0.as_bytes()).and_then(|ids| ids.0);
+        let signer = file("tls.crt").and_then(|certificate| key_ids(certificate)?.signer);
+        let own = key_ids(self.current.0.as_bytes()).and_then(|ids| ids.own);
         own.is_some() && signer == own && file("ca.crt") == Some(self.trusted().as_bytes())
     }
 }
 
-/// The ids of a certificate's own key and of the key that signed it.
-fn key_ids(certificate: &[u8]) -> Option<(Option<Vec<u8>>, Option<Vec<u8>>)> {
+/// The ids of the keys of a certificate, where it names them.
+#[derive(Default)]
+struct KeyIds {
+    /// Its own key.
+    own: Option<Vec<u8>>,
+    /// The key that signed it.
+    signer: Option<Vec<u8>>,
+}
+
+fn key_ids(certificate: &[u8]) -> Option<KeyIds> {
     use x509_parser::extensions::ParsedExtension;
     let (_, pem) = x509_parser::pem::parse_x509_pem(certificate).ok()?;
     let parsed = pem.parse_x509().ok()?;
-    let (mut own, mut signer) = (None, None);
+    let mut ids = KeyIds::default();
     for extension in parsed.extensions() {
         match extension.parsed_extension() {
-            ParsedExtension::SubjectKeyIdentifier(id) => own = Some(id.0.to_vec()),
+            ParsedExtension::SubjectKeyIdentifier(id) => ids.own = Some(id.0.to_vec()),
             ParsedExtension::AuthorityKeyIdentifier(id) => {
-                signer = id.key_identifier.as_ref().map(|id| id.0.to_vec());
+                ids.signer = id.key_identifier.as_ref().map(|id| id.0.to_vec());
             }
             _ => {}
         }
     }
-    Some((own, signer))
+    Some(ids)
 }
 
 fn certificate_end(certificate: &[u8]) -> Option<Timestamp> {
