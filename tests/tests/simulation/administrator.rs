@@ -164,7 +164,7 @@ impl Administrator {
             Box::pin(async move { running.consensus.transfer_leader(to, TRANSFER_LIMIT).await })
         });
         // It is no promise: the target may be a learner, or away.
-        let _ = moved.await;
+        let _outcome = moved.await;
     }
 
     fn door_of(&mut self, leader: Option<u64>) -> Door {
