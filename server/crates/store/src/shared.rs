@@ -35,8 +35,8 @@ const FORMAT: u8 = 1;
 /// How a store is opened.
 #[derive(Clone, Debug)]
 pub struct StoreOptions {
-    /// Memory of the apply thread's cache of key metadata in bytes. Default 24 MiB, about 150 000
-    /// keys. 0 turns it off.
+    /// Memory of the apply thread's cache of key metadata in bytes. Default 16 MiB, which is at least
+    /// 114 000 keys. 0 turns it off.
     pub metadata_cache_bytes: usize,
     /// Where operations are counted. Default: counters of its own.
     pub counters: Arc<StoreCounters>,
@@ -45,7 +45,7 @@ pub struct StoreOptions {
 impl Default for StoreOptions {
     fn default() -> Self {
         Self {
-            metadata_cache_bytes: 24 << 20,
+            metadata_cache_bytes: 16 << 20,
             counters: Arc::default(),
         }
     }
