@@ -4,11 +4,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
+use std::{io, thread};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use metastore_consensus::{
-    BoxedStream, Consensus, ConsensusOptions, PeerAddress, PeerDirectory, PeerHandler,
+    BoxedStream, Consensus, ConsensusOptions, PeerAddress, PeerDirectory, PeerHandler, form_cluster,
 };
 use metastore_raft_log::simulation::SimulatedDisk;
 use metastore_raft_log::{LogIdentity, LogOptions, RaftLog};
@@ -260,6 +261,10 @@ impl Parts {
         let path = PathBuf::from("/log");
         let log = RaftLog::open_stepwise(Arc::new(self.disk), &path, identity, log_options)
             .map_err(|error| error.to_string())?;
+        let forms_cluster = FIRST_MEMBERS.contains(&self.id) && log.state().last.is_none();
+        if forms_cluster {
+            form(&log, self.id).map_err(|error| error.to_string())?;
+        }
         tokio::spawn(turn_disk(log.clone(), self.disk_delay, self.seed));
         let machine = Machine::open(self.directory, self.kept, self.lease_ends)
             .map_err(|error| error.to_string())?;
@@ -283,11 +288,8 @@ impl Parts {
         )
         .await
         .map_err(|error| error.to_string())?;
-        if FIRST_MEMBERS.contains(&self.id) {
-            consensus
-                .initialize(FIRST_MEMBERS.into())
-                .await
-                .map_err(|error| error.to_string())?;
+        if forms_cluster {
+            consensus.campaign().await;
         }
         let running = Arc::new(Running { consensus, machine });
         tokio::spawn(follow_leadership(running.clone()));
@@ -297,6 +299,20 @@ impl Parts {
         }
         Ok(())
     }
+}
+
+/// Writes the first membership as a server does before its consensus runs.
+fn form(log: &RaftLog, member: u64) -> io::Result<()> {
+    // It waits for the disk, which moves only when it is told to.
+    thread::scope(|scope| {
+        let forming = scope.spawn(|| form_cluster(log, member, FIRST_MEMBERS.into()));
+        while !forming.is_finished() {
+            if !log.step() {
+                thread::yield_now();
+            }
+        }
+        forming.join().expect("forming does not panic")
+    })
 }
 
 /// Gives the disk a speed of its own.
