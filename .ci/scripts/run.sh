@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# `make run` and `make run-cluster`: builds the server and starts members on this machine, with their
-# data below target/run. Ctrl-C stops them. The data stays; remove the folder to start anew.
+# `make run` and `make run-cluster`: builds the server and starts members on this machine. Ctrl-C stops
+# them. The data stays; remove the folder to start anew.
 #
 #   .ci/scripts/run.sh [members] [flags for every member…]
 #
-# Member N (from 1) serves clients on port 2379 + 10·(N−1) and the other members on the port above it.
+# One member runs with the defaults of the program: clients on port 2379, data in ./default.metastore.
+# Member N of several (from 1) serves clients on port 2379 + 10·(N−1) and the other members on the port
+# above it, with its data below target/run.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -14,6 +16,10 @@ members=${1:-1}
 shift || true
 cargo build --release --package metastore-server
 program=${CARGO_TARGET_DIR:-target}/release/metastore
+if [ "$members" = 1 ]; then
+    exec "$program" --log-format console "$@"
+fi
+
 data=${CARGO_TARGET_DIR:-target}/run
 mkdir -p "$data"
 
@@ -37,11 +43,6 @@ start() {
         --initial-cluster "$cluster" --initial-cluster-token metastore-run \
         --log-format console "$@"
 }
-
-if [ "$members" = 1 ]; then
-    start 1 "$@"
-    exit
-fi
 
 processes=()
 stop() {
