@@ -9,7 +9,7 @@ ENVIRONMENT := source .ci/scripts/environment.sh
 
 # The tests start our programs, and cargo does not build one package's program for another's tests. The whole
 # workspace at once: a selection of packages has other features, and all dependencies would be built twice.
-PREPARE_TESTS := tests/tools/install.sh >/dev/null; tests/tools/install-clients.sh >/dev/null; cargo build --workspace --bins --tests
+PREPARE_TESTS := tests/tools/install.sh >/dev/null; tests/tools/install-clients.sh >/dev/null; tests/kubernetes/install.sh --helm >/dev/null || echo "the charts are not tested: there is no helm"; cargo build --workspace --bins --tests
 
 .PHONY: help
 help: ## show the targets
@@ -73,7 +73,7 @@ e2e-control-plane: kubernetes-tools ## a Kubernetes control plane on one and on 
 
 .PHONY: e2e-kubernetes
 e2e-kubernetes: kubernetes-tools ## the operator on a real Kubernetes API server: SERVER=metastore or etcd
-	@$(ENVIRONMENT); $(PREPARE_TESTS); METASTORE_KUBERNETES_SERVER=$${SERVER:-metastore} cargo test --workspace --test kubernetes -- --ignored --nocapture --test-threads=1 $(TESTS)
+	@$(ENVIRONMENT); $(PREPARE_TESTS); METASTORE_KUBERNETES_SERVER=$${SERVER:-metastore} cargo test --workspace --test kubernetes -- --include-ignored --nocapture --test-threads=1 $(TESTS)
 
 .PHONY: e2e-object-stores
 e2e-object-stores: ## backups into S3 and Azure, against servers of their protocols

@@ -19,8 +19,8 @@ use crate::identity;
 use crate::kubernetes::{apply, ignore_missing, merge};
 use crate::member_client::{CallError, MemberClient};
 use crate::observe::{
-    DEFRAGMENTED_ANNOTATION, FINALIZER, RETIRED_LABEL, Seen, needs_root_secret, random_text,
-    wanted_objects,
+    DEFRAGMENTED_ANNOTATION, FINALIZER, RETIRED_LABEL, Seen, bytes_text, needs_root_secret,
+    random_text, wanted_objects,
 };
 use crate::reconcile::Context;
 
@@ -70,6 +70,9 @@ impl Applier<'_> {
             Action::Promote { id, .. } => Ok(self.leader()?.promote(*id).await?),
             Action::MoveLeader { from, to } => Ok(self.client_of(*from)?.move_leader(*to).await?),
             Action::RemoveMember { id, .. } => Ok(self.leader()?.remove(*id).await?),
+            Action::UpdatePeerUrl { id, peer_url, .. } => {
+                Ok(self.leader()?.update_peer_url(*id, peer_url).await?)
+            }
             Action::CompactForSpace { revision } => self.compact_for_space(*revision).await,
             Action::Defragment { name } => self.defragment(name).await,
             Action::Disarm(alarm) => Ok(self.leader()?.disarm(*alarm).await?),
@@ -288,12 +291,16 @@ impl Applier<'_> {
 
     async fn force_new_cluster(&self, name: &str) -> anyhow::Result<()> {
         let client = &self.context.client;
+        let phase = MemberPhase::Recovering.as_str();
+        // First: with this configuration each of its starts makes it go on alone, so the configuration must never
+        // be there without the phase, which leads to its end.
+        self.annotate(name, json!({(names::PHASE_ANNOTATION): phase}))
+            .await?;
         apply(
             client,
             &config_map(self.cluster, name, &MemberStart::ForceNewCluster),
         )
         .await?;
-        let phase = MemberPhase::Recovering.as_str();
         let mut set = stateful_set(self.cluster, name, phase, 1, None).map_err(|m| anyhow!(m))?;
         // Unlike the wanted template, so that the member restarts now, and once more without force.
         let hash = json!(FORCED_TEMPLATE_HASH);
@@ -352,7 +359,7 @@ impl Applier<'_> {
         let size = if size.units() == Some(bytes) {
             size.0.clone()
         } else {
-            bytes.to_string()
+            bytes_text(bytes)
         };
         let change = json!({"spec": {"resources": {"requests": {"storage": size}}}});
         merge(

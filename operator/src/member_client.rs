@@ -181,6 +181,17 @@ impl MemberClient {
         Ok(())
     }
 
+    /// Tells the cluster where a member is reached.
+    pub(crate) async fn update_peer_url(&self, id: u64, peer_url: &str) -> Result<(), CallError> {
+        let message = pb::MemberUpdateRequest {
+            id,
+            peer_ur_ls: vec![peer_url.to_owned()],
+        };
+        let request = self.request(message, CHANGE_TIMEOUT);
+        limited(CHANGE_TIMEOUT, self.cluster().member_update(request)).await?;
+        Ok(())
+    }
+
     /// Hands over; this member must be the leader.
     pub(crate) async fn move_leader(&self, to: u64) -> Result<(), CallError> {
         let request = self.request(pb::MoveLeaderRequest { target_id: to }, CHANGE_TIMEOUT);

@@ -8,11 +8,11 @@ use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ConfigMap, ContainerStatus, PersistentVolumeClaim, Pod, Secret};
 use kube::api::{Api, ListParams};
-use kube::{Resource, ResourceExt};
+use kube::{Client, Resource, ResourceExt};
 use metastore_operator_api::conditions::reasons;
 use metastore_operator_api::{
-    JobPhase, MetaStoreBackup, MetaStoreBackupSchedule, MetaStoreCluster, MetaStoreTask, names,
-    quantity_units,
+    JobPhase, MetaStoreBackup, MetaStoreBackupSchedule, MetaStoreCluster, MetaStoreTask,
+    QuantityText, names, quantity_units,
 };
 use metastore_operator_core::schedule::Schedule;
 use metastore_operator_core::{
@@ -20,7 +20,8 @@ use metastore_operator_core::{
     PodObservation, Probe, TaskObservation, Version, version_is_reachable,
 };
 use metastore_operator_resources::{
-    CONFIG_FILE, Cluster, SeedRestore, join_list, shared_objects, template_hash,
+    CONFIG_FILE, Cluster, MemberStart, SeedRestore, config_map, join_list, shared_objects,
+    template_hash,
 };
 
 use crate::certificates;
@@ -134,6 +135,22 @@ pub(crate) async fn observe(
             observation.rejection = Some((reasons::INVALID_OVERLAY.to_owned(), message));
         }
     }
+    for member in &mut observation.members {
+        let found = all_maps
+            .get(&member.name)
+            .and_then(|map| map.data.as_ref()?.get(CONFIG_FILE));
+        let is_current = member.phase == MemberPhase::Running
+            && member.template_hash == observation.wanted_template_hash;
+        member.lacks_config = match found {
+            None => true,
+            Some(found) if is_current => {
+                let wanted = config_map(cluster, &member.name, &MemberStart::Run);
+                wanted["data"][CONFIG_FILE] != *found
+            }
+            // One that joins is told anew by its own rule, and an older one gets a newer file with its restart.
+            Some(_) => false,
+        };
+    }
     let restore = match seed_restore(context, cluster).await? {
         Ok(restore) => restore,
         Err(message) => {
@@ -158,6 +175,49 @@ pub(crate) async fn observe(
         stale_secrets,
         restore,
     })
+}
+
+/// With `storage.autoGrow` the largest volume says how large all of them are to be, and which quota fits. The spec
+/// that is looked at then has that size; it is never written.
+pub(crate) async fn follow_grown_volumes(
+    client: &Client,
+    object: &mut MetaStoreCluster,
+) -> kube::Result<()> {
+    if object.spec.storage.auto_grow.is_none() {
+        return Ok(());
+    }
+    let namespace = object.namespace().unwrap_or_default();
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), &namespace);
+    let selector = format!(
+        "{}={},{}={},!{RETIRED_LABEL}",
+        names::CLUSTER_LABEL,
+        object.name_any(),
+        names::MANAGED_BY_LABEL,
+        names::MANAGED_BY
+    );
+    let claims = claims
+        .list(&ListParams::default().labels(&selector))
+        .await?;
+    let largest = claims
+        .iter()
+        .filter(|found| found.metadata.deletion_timestamp.is_none())
+        .map(|found| claim(found).requested_bytes)
+        .max()
+        .unwrap_or(0);
+    let size = &mut object.spec.storage.size;
+    if size.units().is_none_or(|own| own < largest) {
+        *size = QuantityText(bytes_text(largest));
+    }
+    Ok(())
+}
+
+/// Bytes as people write them.
+pub(crate) fn bytes_text(bytes: u64) -> String {
+    const MEBIBYTE: u64 = 1 << 20;
+    match bytes % MEBIBYTE {
+        0 => format!("{}Mi", bytes / MEBIBYTE),
+        _ => bytes.to_string(),
+    }
 }
 
 fn member(
@@ -191,6 +251,7 @@ fn member(
         is_fenced: annotation(names::FENCED_ANNOTATION).is_some_and(|value| value == "true"),
         is_deleting: set.metadata.deletion_timestamp.is_some(),
         join_list,
+        lacks_config: false,
         defragmented_at: annotation(DEFRAGMENTED_ANNOTATION).and_then(|time| time.parse().ok()),
         pod: pods.get(&names::pod(&name)).map(pod),
         claim: claims.get(&names::claim(&name)).map(claim),
@@ -232,7 +293,29 @@ fn pod(pod: &Pod) -> PodObservation {
             .cloned()
             .unwrap_or_default(),
         waiting_reason,
+        unattended_since: unattended_since(pod),
     }
+}
+
+/// A kubelet says at once that it has a Pod, and ends it in the time that it is given; the time of a deletion has
+/// the grace period in it. Told from the Pod alone: the operator may not look at nodes.
+fn unattended_since(pod: &Pod) -> Option<Timestamp> {
+    if let Some(end) = &pod.metadata.deletion_timestamp {
+        return Some(end.0);
+    }
+    pod.spec.as_ref()?.node_name.as_ref()?;
+    let status = pod.status.as_ref();
+    if status.is_some_and(|status| status.start_time.is_some()) {
+        return None;
+    }
+    let scheduled = status
+        .into_iter()
+        .flat_map(|status| status.conditions.iter().flatten())
+        .find(|condition| condition.type_ == "PodScheduled" && condition.status == "True")
+        .and_then(|condition| condition.last_transition_time.clone());
+    scheduled
+        .or_else(|| pod.creation_timestamp())
+        .map(|time| time.0)
 }
 
 /// The tag of an image; nothing with a digest. A colon before the last slash is that of a port.
@@ -651,7 +734,13 @@ pub(crate) fn uid_of<K: Resource>(object: &K) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::tag_of;
+    use super::{bytes_text, tag_of};
+
+    #[test]
+    fn bytes_are_written_in_whole_mebibytes_where_they_are() {
+        assert_eq!(bytes_text(96 << 20), "96Mi");
+        assert_eq!(bytes_text(1_000_000_000), "1000000000");
+    }
 
     #[test]
     fn the_tag_of_an_image_is_told_from_ports_and_digests() {

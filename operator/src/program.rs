@@ -28,7 +28,7 @@ use metastore_operator_resources::{Capabilities, Cluster, Images};
 
 use crate::backups;
 use crate::lease::{self, Leadership};
-use crate::observe::{observe, uid_of};
+use crate::observe::{follow_grown_volumes, observe, uid_of};
 use crate::reconcile::{Context, after_error, reconcile};
 use crate::settings::{LogFormat, Settings};
 use crate::telemetry::Telemetry;
@@ -324,6 +324,7 @@ pub async fn plan(
         merge(&mut spec, change);
         object.spec = serde_json::from_value(spec).context("the changed spec is none")?;
     }
+    follow_grown_volumes(&context.client, &mut object).await?;
     let uid = uid_of(&object);
     let cluster = Cluster {
         name,

@@ -21,7 +21,7 @@ use serde_json::json;
 
 use crate::apply::Applier;
 use crate::lease::Leadership;
-use crate::observe::{observe, uid_of};
+use crate::observe::{follow_grown_volumes, observe, uid_of};
 use crate::telemetry::Telemetry;
 
 /// After an error: soon, because most of them pass.
@@ -61,6 +61,10 @@ pub(crate) async fn reconcile(
     context: Arc<Context>,
 ) -> Result<Requeue, PassError> {
     if !context.leadership.is_held() {
+        let namespace = object.namespace().unwrap_or_default();
+        context
+            .telemetry
+            .cluster_forgotten(&namespace, &object.name_any());
         return Ok(Requeue::requeue(STANDBY_INTERVAL));
     }
     let started = std::time::Instant::now();
@@ -76,9 +80,11 @@ async fn pass(object: &MetaStoreCluster, context: &Context) -> anyhow::Result<Re
     let namespace = object.namespace().unwrap_or_default();
     let api: Api<MetaStoreCluster> = Api::namespaced(context.client.clone(), &namespace);
     // The cache may be behind; what is decided must rest on what is.
-    let Some(object) = api.get_opt(&name).await? else {
+    let Some(mut object) = api.get_opt(&name).await? else {
+        context.telemetry.cluster_forgotten(&namespace, &name);
         return Ok(Requeue::await_change());
     };
+    follow_grown_volumes(&context.client, &mut object).await?;
     let uid = uid_of(&object);
     let cluster = Cluster {
         name: &name,
@@ -107,6 +113,9 @@ async fn pass(object: &MetaStoreCluster, context: &Context) -> anyhow::Result<Re
     if let Some(refusal) = &refusal {
         set_condition(&mut status, refusal.clone());
     }
+    context
+        .telemetry
+        .cluster_seen(&namespace, &name, &status.conditions);
     if !is_gone && differs(&previous, &status, now) {
         write_status(&api, &name, "MetaStoreCluster", &status).await?;
     }
@@ -236,6 +245,7 @@ fn action_name(action: &Action) -> &'static str {
         Action::Promote { .. } => "Promote",
         Action::MoveLeader { .. } => "MoveLeader",
         Action::RemoveMember { .. } => "RemoveMember",
+        Action::UpdatePeerUrl { .. } => "UpdatePeerUrl",
         Action::CompactForSpace { .. } => "CompactForSpace",
         Action::Defragment { .. } => "Defragment",
         Action::Disarm(_) => "Disarm",

@@ -3,8 +3,11 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use metastore_operator_api::conditions::{CLUSTER_CONDITIONS, reasons};
 use prometheus::{
-    Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+    Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 
 /// Without a pass that succeeded for so long, while passes are tried, the program is taken for stuck.
@@ -16,6 +19,7 @@ pub(crate) struct Telemetry {
     passes: HistogramVec,
     actions: IntCounterVec,
     leads: IntGauge,
+    conditions: IntGaugeVec,
     started: Instant,
     /// Milliseconds after `started`.
     last_pass_ms: AtomicU64,
@@ -40,6 +44,14 @@ impl Telemetry {
             &["action", "outcome"],
         )?;
         let leads = IntGauge::new("metastore_operator_leader", "1 while this operator leads.")?;
+        let conditions = IntGaugeVec::new(
+            Opts::new(
+                "metastore_operator_cluster_condition",
+                "Conditions of clusters: 1 true, 0 false, -1 unknown.",
+            ),
+            &["namespace", "cluster", "condition"],
+        )?;
+        registry.register(Box::new(conditions.clone()))?;
         registry.register(Box::new(passes.clone()))?;
         registry.register(Box::new(actions.clone()))?;
         registry.register(Box::new(leads.clone()))?;
@@ -48,6 +60,7 @@ impl Telemetry {
             passes,
             actions,
             leads,
+            conditions,
             started: Instant::now(),
             last_pass_ms: AtomicU64::new(0),
             last_success_ms: AtomicU64::new(0),
@@ -74,6 +87,34 @@ impl Telemetry {
             .inc();
     }
 
+    /// What is known of a cluster.
+    pub(crate) fn cluster_seen(&self, namespace: &str, cluster: &str, conditions: &[Condition]) {
+        for condition in conditions {
+            let value = match condition.status.as_str() {
+                "True" => 1,
+                "False" => 0,
+                _ => -1,
+            };
+            let labels = [namespace, cluster, condition.type_.as_str()];
+            if condition.reason == reasons::HIBERNATED {
+                // It sleeps on purpose: that nobody serves must not wake anybody.
+                let _ = self.conditions.remove_label_values(&labels);
+                continue;
+            }
+            self.conditions.with_label_values(&labels).set(value);
+        }
+    }
+
+    /// The cluster is gone, or the matter of another operator, which then says how it is.
+    pub(crate) fn cluster_forgotten(&self, namespace: &str, cluster: &str) {
+        for condition in CLUSTER_CONDITIONS {
+            // An error says that it was not there.
+            let _ = self
+                .conditions
+                .remove_label_values(&[namespace, cluster, condition]);
+        }
+    }
+
     pub(crate) fn set_leads(&self, leads: bool) {
         self.leads.set(i64::from(leads));
     }
@@ -97,4 +138,54 @@ impl Telemetry {
 
 fn outcome(succeeded: bool) -> &'static str {
     if succeeded { "success" } else { "failure" }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "in a test an unwrap is an assertion")]
+mod tests {
+    use super::*;
+
+    fn condition(kind: &str, status: &str, reason: &str) -> Condition {
+        metastore_operator_core::condition(
+            kind,
+            match status {
+                "True" => Some(true),
+                "False" => Some(false),
+                _ => None,
+            },
+            reason,
+            String::new(),
+            1,
+            &[],
+            jiff::Timestamp::UNIX_EPOCH,
+        )
+    }
+
+    #[test]
+    fn conditions_are_numbers_until_the_cluster_is_gone_or_sleeps() {
+        let telemetry = Telemetry::new().unwrap();
+        let line = |kind: &str, value: &str| {
+            format!(
+                "metastore_operator_cluster_condition{{cluster=\"c\",condition=\"{kind}\",namespace=\"n\"}} {value}\n"
+            )
+        };
+        let seen = [
+            condition("Available", "True", "AsExpected"),
+            condition("Degraded", "False", "AsExpected"),
+            condition("BackupHealthy", "Unknown", "NoSchedule"),
+        ];
+        telemetry.cluster_seen("n", "c", &seen);
+        let text = telemetry.text();
+        for wanted in [
+            line("Available", "1"),
+            line("Degraded", "0"),
+            line("BackupHealthy", "-1"),
+        ] {
+            assert!(text.contains(&wanted), "{wanted} is not in {text}");
+        }
+        telemetry.cluster_seen("n", "c", &[condition("Available", "False", "Hibernated")]);
+        assert!(!telemetry.text().contains("condition=\"Available\""));
+        telemetry.cluster_forgotten("n", "c");
+        assert!(!telemetry.text().contains("cluster_condition{"));
+    }
 }

@@ -6,6 +6,7 @@
 #
 #   tests/kubernetes/install.sh            install what is missing
 #   tests/kubernetes/install.sh --check    only look: fails when something is missing
+#   tests/kubernetes/install.sh --helm     only kubectl and helm: a download; --check-helm only looks
 #
 # The build takes about ten minutes of processor time and 6 GB of disk while it runs. It holds a lock, so
 # several test runs at once build once.
@@ -20,9 +21,13 @@ bin=$cache/bin
 
 say() { echo "tests/kubernetes/install.sh: $*" >&2; }
 
+case "${1:-}" in
+    --helm | --check-helm) PROGRAMS=() ;;
+esac
+
 is_installed() {
     local program
-    for program in "${PROGRAMS[@]}" kubectl helm; do
+    for program in ${PROGRAMS[@]+"${PROGRAMS[@]}"} kubectl helm; do
         [ -x "$bin/$program" ] || return 1
     done
 }
@@ -31,7 +36,7 @@ if is_installed; then
     echo "$bin"
     exit 0
 fi
-[ "${1:-}" != --check ] || exit 1
+[[ "${1:-}" != --check* ]] || exit 1
 
 mkdir -p "$bin"
 exec 9>"$cache/lock"
@@ -83,7 +88,7 @@ PYTHON
 # depends on it does not inherit; they are derived from its own go.mod.
 install_kubernetes() {
     local missing=() program
-    for program in "${PROGRAMS[@]}"; do
+    for program in ${PROGRAMS[@]+"${PROGRAMS[@]}"}; do
         [ -x "$bin/$program" ] || missing+=("$program")
     done
     [ ${#missing[@]} -gt 0 ] || return 0

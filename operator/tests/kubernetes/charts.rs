@@ -138,6 +138,18 @@ pub fn rules_of_the_definitions(stage: &Stage) {
         ),
         ("{tls: {client: {mode: Required}}}", "issuer must be set"),
         (
+            "{config: {heartbeatInterval: 201ms, electionTimeout: 1s}}",
+            "electionTimeout must be at least five heartbeats",
+        ),
+        (
+            "{config: {compaction: {mode: Revision, retention: 1h}}}",
+            "retention must be a number without a unit",
+        ),
+        (
+            "{storage: {size: 10Gi, autoGrow: {maxSize: 9Gi}}}",
+            "autoGrow.maxSize must not be smaller than size",
+        ),
+        (
             "{tls: {issuer: {operatorCA: {}, certManager: {issuerRef: {name: a}}}}}",
             "exactly one of certManager",
         ),
@@ -168,6 +180,10 @@ pub fn rules_of_the_definitions(stage: &Stage) {
         (
             "{paused: true, tls: {peer: {mode: Required}, issuer: {operatorCA: {}}}}",
             "peer.mode is immutable",
+        ),
+        (
+            "{paused: true, tls: {client: {mode: Required}, issuer: {operatorCA: {}}}}",
+            "only through Permissive",
         ),
     ] {
         let refusal = stage.plane.apply(&cluster(spec)).unwrap_err();

@@ -48,6 +48,8 @@ pub struct Kubelet {
 pub struct Shared {
     /// Pods that must not run, by name: their node is away.
     pub stopped: Vec<String>,
+    /// Pods that are new get no attention: the node that they are sent to is lost.
+    pub is_lost_to_new_pods: bool,
     /// Folders of volume claims by `namespace/name`.
     pub volumes: BTreeMap<String, PathBuf>,
     /// Process ids of the main containers by Pod name.
@@ -175,6 +177,10 @@ impl Kubelet {
                 .create_subresource("binding", &pod.name_any(), &PostParams::default(), &binding)
                 .await
                 .unwrap_or_default();
+            return Ok(());
+        }
+        let is_known = self.pods.contains_key(&key);
+        if self.shared.lock().unwrap().is_lost_to_new_pods && !is_known {
             return Ok(());
         }
         let phase = pod.status.as_ref().and_then(|status| status.phase.clone());
@@ -355,7 +361,10 @@ impl Kubelet {
             "{host}.{domain}.{}.svc",
             pod.namespace().unwrap_or_default()
         );
-        let line = format!("{} {name}", self.pods[&key(pod)].address);
+        let line = format!(
+            "{} {name} {name}.cluster.local",
+            self.pods[&key(pod)].address
+        );
         let path = self.folder.join("hosts");
         let old = fs::read_to_string(&path).unwrap();
         if old.lines().any(|found| found == line) {
@@ -363,7 +372,7 @@ impl Kubelet {
         }
         let mut lines: Vec<_> = old
             .lines()
-            .filter(|found| !found.ends_with(&format!(" {name}")))
+            .filter(|found| !found.contains(&format!(" {name} ")))
             .map(ToOwned::to_owned)
             .collect();
         lines.push(line);

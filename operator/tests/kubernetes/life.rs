@@ -4,10 +4,11 @@ use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::api::{Api, ListParams};
 use metastore_operator_api::MetaStoreCluster;
 use metastore_tests::eventually;
+use serde_json::json;
 
 use crate::kubelet;
 use crate::stage::{LIMIT, NAMESPACE, Stage, condition, example, is_running};
-use crate::writers::{Access, Writer};
+use crate::writers::{Access, Writer, any_store};
 
 const NAME: &str = "example";
 
@@ -24,6 +25,7 @@ pub async fn life_of_a_cluster(stage: &mut Stage) {
     growing_and_shrinking(stage, &writer).await;
     rolling_without_the_first_operator(stage, &writer).await;
     losing(stage, &writer).await;
+    losing_the_node_of_a_new_member(stage, &writer).await;
     losing_the_identity(stage).await;
     growing_volumes(stage, &writer).await;
     let written = writer.stop().await;
@@ -43,13 +45,56 @@ pub async fn life_of_a_cluster(stage: &mut Stage) {
         .await;
     written.check(stage, &access, NAME).await;
 
-    // A cluster that is deleted leaves its volumes, and one of the same name takes them up.
+    // A cluster that is deleted leaves its volumes, and one of the same name takes them up, under other addresses.
     stage.delete_cluster(NAME).await;
-    stage.apply(&example("cluster.yaml").replace("1Gi", "2Gi"));
+    let again = example("cluster.yaml").replace("1Gi", "2Gi") + "  clusterDomain: cluster.local\n";
+    stage.apply(&again);
     stage
         .wait_for(NAME, "the old data serves again", is_running(3))
         .await;
+    eventually("the cluster knows the new addresses", LIMIT, || async {
+        let address = stage.addresses(NAME).await.pop().ok_or("no Pod")?;
+        let client = metastore_tests::Client::new(&format!("http://{address}:2379"));
+        let request = metastore_proto::etcdserverpb::MemberListRequest { linearizable: true };
+        let answer = client.cluster.clone().member_list(request).await;
+        let members = answer
+            .map_err(|error| error.to_string())?
+            .into_inner()
+            .members;
+        let mut urls = members.iter().flat_map(|member| &member.peer_ur_ls);
+        match urls.all(|url| url.ends_with(".svc.cluster.local:2380")) {
+            true => Ok(()),
+            false => Err(format!("{members:?}")),
+        }
+    })
+    .await;
     written.check(stage, &access, NAME).await;
+    stage.delete_cluster(NAME).await;
+}
+
+/// A user's first minute: a cluster is applied and waited for, grows, takes a write, and goes away.
+pub async fn first_cluster(stage: &Stage) {
+    let access = Access::plain();
+    stage.apply(&example("cluster.yaml").replace("replicas: 3", "replicas: 1"));
+    let name = format!("msc/{NAME}");
+    for wanted in [1, 3] {
+        let replicas = format!("--replicas={wanted}");
+        stage.kubectl(&["scale", "msc", NAME, &replicas]);
+        let what = format!("{wanted} members serve");
+        stage.wait_for(NAME, &what, is_running(wanted)).await;
+        for condition in ["Available", "AllMembersReady", "Accepted"] {
+            let condition = format!("--for=condition={condition}");
+            stage.kubectl(&["wait", &condition, &name, "--timeout=10s"]);
+        }
+    }
+    let store = any_store(stage, &access, NAME).await;
+    store.put("greeting", "hello").await.unwrap();
+    let found = store.pairs("greeting").await.unwrap();
+    assert_eq!(found.len(), 1, "{found:?}");
+    let columns = stage.kubectl(&["get", "msc", NAME]);
+    for word in ["READY", "LEADER", "VERSION", "PHASE", "AGE", "3/3"] {
+        assert!(columns.contains(word), "{word} is not in {columns}");
+    }
     stage.delete_cluster(NAME).await;
 }
 
@@ -115,6 +160,50 @@ async fn losing(stage: &Stage, writer: &Writer) {
     stage.wait_for(NAME, what, is_running(3)).await;
     assert_eq!(stage.members(NAME).await, before_all);
     writer.take_gap("lost StatefulSet");
+}
+
+/// New Pods are sent to a node that nobody knows to be lost: their members are given up, one after the other, until
+/// one gets a node.
+async fn losing_the_node_of_a_new_member(stage: &Stage, writer: &Writer) {
+    let limit = |limit: &str| {
+        let replacement = json!({"unhealthyAfter": limit});
+        json!({"spec": {"recovery": {"memberReplacement": replacement}}}).to_string()
+    };
+    stage.patch(NAME, &limit("8s"));
+    let before = stage.members(NAME).await;
+    let new = || async {
+        let now = stage.members(NAME).await;
+        now.difference(&before).next().cloned()
+    };
+    stage.shared.lock().unwrap().is_lost_to_new_pods = true;
+    stage.kubectl(&["scale", "msc", NAME, "--replicas=5"]);
+    let lost = eventually("a new member is made", LIMIT, || async {
+        new().await.ok_or_else(|| "nobody is new".to_owned())
+    })
+    .await;
+    eventually("the lost member is given up for another", LIMIT, || async {
+        match new().await {
+            Some(other) if other != lost => Ok(()),
+            found => Err(format!("{found:?} after {lost}")),
+        }
+    })
+    .await;
+    stage.shared.lock().unwrap().is_lost_to_new_pods = false;
+    stage
+        .wait_for(NAME, "five members serve", is_running(5))
+        .await;
+    assert!(!stage.members(NAME).await.contains(&lost), "{lost} is back");
+    stage.patch(NAME, &limit("5m"));
+    stage.kubectl(&["scale", "msc", NAME, "--replicas=3"]);
+    stage
+        .wait_for(NAME, "three members are left", is_running(3))
+        .await;
+    writer.take_gap("a lost node of a new member");
+}
+
+/// The spec is accepted, too.
+pub fn everybody_serves(replicas: i32) -> impl Fn(&MetaStoreCluster) -> bool {
+    move |cluster| condition(cluster, "Accepted") == "True" && is_running(replicas)(cluster)
 }
 
 pub fn runs_without(gone: &str) -> impl Fn(&MetaStoreCluster) -> bool {

@@ -6,14 +6,16 @@
 //! `tests/kubernetes/nodes.sh`.
 //!
 //! `make e2e-kubernetes` runs it; `tests/kubernetes/install.sh` builds the programs once. The variable
-//! `METASTORE_KUBERNETES_SERVER` says what the members and the store of the API server are: `metastore`, or a
-//! real `etcd`, to tell faults of the operator from faults of the server.
+//! `METASTORE_KUBERNETES_SERVER` says what the members and the store of the API server are: `metastore` (the
+//! default), or a real `etcd`, to tell faults of the operator from faults of the server.
 
 #![allow(clippy::unwrap_used, reason = "in a test an unwrap is an assertion")]
 
 mod backups;
+mod bad_input;
 mod charts;
 mod control_plane;
+mod dying;
 mod kubelet;
 mod life;
 mod neighbours;
@@ -25,12 +27,29 @@ mod writers;
 
 use stage::Stage;
 
+/// The short one: `make test` runs it, too, where kube-apiserver has been built and the machine lets it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-#[ignore = "it needs kube-apiserver: `make e2e-kubernetes` runs it"]
-async fn charts_and_definitions_are_accepted_and_refuse_nonsense() {
+async fn rules_refuse_nonsense_and_a_first_cluster_serves() {
+    if let Some(reason) = Stage::why_not() {
+        // Whoever asks for it wants to know.
+        assert!(
+            std::env::var_os("METASTORE_KUBERNETES_SERVER").is_none(),
+            "{reason}"
+        );
+        eprintln!("not run: {reason}");
+        return;
+    }
+    let stage = Stage::set_for_one_namespace().await;
+    charts::rules_of_the_definitions(&stage);
+    life::first_cluster(&stage).await;
+    stage.no_call_was_forbidden();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "a minute long, and it needs kube-apiserver: `make e2e-kubernetes` runs it"]
+async fn charts_are_accepted() {
     let stage = Stage::set().await;
     charts::charts_are_accepted(&stage);
-    charts::rules_of_the_definitions(&stage);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -73,6 +92,7 @@ async fn tasks_alarms_and_the_loss_of_a_majority_come_to_a_good_end() {
     let stage = Stage::set().await;
     tasks::tasks(&stage).await;
     tasks::full_store(&stage).await;
+    tasks::full_store_that_grows(&stage).await;
     tasks::differing_data(&stage).await;
     tasks::lost_majority(&stage).await;
     stage.no_call_was_forbidden();
@@ -84,5 +104,23 @@ async fn one_of_two_operators_acts_and_the_plugin_asks_it() {
     let mut stage = Stage::set().await;
     operators::two_operators(&mut stage).await;
     operators::plugin(&stage).await;
+    stage.no_call_was_forbidden();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "some minutes long, and it needs kube-apiserver: `make e2e-kubernetes` runs it"]
+async fn what_cannot_be_followed_is_told_and_what_others_change_is_mended() {
+    let stage = Stage::set().await;
+    bad_input::specs_that_cannot_be_followed(&stage).await;
+    stage.no_call_was_forbidden();
+    bad_input::actions_that_are_refused(&stage).await;
+    bad_input::objects_that_others_change(&stage).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "some minutes long, and it needs kube-apiserver: `make e2e-kubernetes` runs it"]
+async fn operators_that_die_after_each_change_still_get_everything_done() {
+    let mut stage = Stage::set().await;
+    dying::operators_that_make_one_change_each(&mut stage).await;
     stage.no_call_was_forbidden();
 }

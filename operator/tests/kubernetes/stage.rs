@@ -30,6 +30,7 @@ pub struct Stage {
     pub client: Client,
     pub shared: Arc<Mutex<Shared>>,
     operators: Vec<(String, Process)>,
+    one_namespace: bool,
     operator_config: PathBuf,
     /// etcd's own programs, to compare with.
     pub etcd: PathBuf,
@@ -53,25 +54,41 @@ pub fn etcd_programs() -> PathBuf {
 }
 
 impl Stage {
-    /// Sets the stage.
-    pub async fn set() -> Self {
-        let server = std::env::var("METASTORE_KUBERNETES_SERVER").expect(
-            "METASTORE_KUBERNETES_SERVER is etcd or metastore: `make e2e-kubernetes` sets it",
-        );
-        let programs = control_plane::programs()
-            .expect("kube-apiserver is built once by `make kubernetes-tools`");
+    /// Why this machine cannot have the stage, if so.
+    pub fn why_not() -> Option<String> {
+        if control_plane::programs().is_none() {
+            return Some("kube-apiserver is built once by `make kubernetes-tools`".to_owned());
+        }
         let can_unshare = Command::new("unshare")
             .args(if rustix::process::geteuid().is_root() {
                 &["--mount", "true"][..]
             } else {
                 &["--map-root-user", "--mount", "true"][..]
             })
+            .stderr(std::process::Stdio::null())
             .status()
             .is_ok_and(|status| status.success());
-        assert!(
-            can_unshare,
-            "this machine does not allow mount namespaces (unshare --mount)"
-        );
+        let reason = "this machine does not allow mount namespaces (unshare --mount)";
+        (!can_unshare).then(|| reason.to_owned())
+    }
+
+    /// Sets the stage, with an operator that looks after all namespaces.
+    pub async fn set() -> Self {
+        Self::set_for(false).await
+    }
+
+    /// Sets the stage, with an operator that looks after one namespace and has no rights elsewhere.
+    pub async fn set_for_one_namespace() -> Self {
+        Self::set_for(true).await
+    }
+
+    async fn set_for(one_namespace: bool) -> Self {
+        let server = std::env::var("METASTORE_KUBERNETES_SERVER");
+        let server = server.unwrap_or_else(|_| "metastore".to_owned());
+        if let Some(reason) = Self::why_not() {
+            panic!("{reason}");
+        }
+        let programs = control_plane::programs().expect("they were there a moment ago");
         // One library for cryptography; the second test of a process finds it there.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let etcd = etcd_programs();
@@ -117,13 +134,16 @@ allowVolumeExpansion: true
             client,
             shared,
             operators: Vec::new(),
+            one_namespace,
             etcd,
         };
         stage.install_chart("metastore-operator-crds", &[]);
-        stage.install_chart(
-            "metastore-operator",
-            &["--set", "replicas=0", "--namespace", NAMESPACE],
-        );
+        let watched = format!("watch.namespaces={{{NAMESPACE}}}");
+        let mut arguments = vec!["--set", "replicas=0", "--namespace", NAMESPACE];
+        if one_namespace {
+            arguments.extend(["--set", &watched]);
+        }
+        stage.install_chart("metastore-operator", &arguments);
         stage.grant_operator_its_roles();
         stage.start_operator("first");
         stage
@@ -149,21 +169,26 @@ allowVolumeExpansion: true
 
     /// The user of the operator's kubeconfig gets the roles of its service account, and nothing else.
     fn grant_operator_its_roles(&self) {
+        let (binding, role, place) = if self.one_namespace {
+            ("RoleBinding", "Role", ", namespace: default")
+        } else {
+            ("ClusterRoleBinding", "ClusterRole", "")
+        };
         self.plane
-            .apply(
+            .apply(&format!(
                 "apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRoleBinding
-metadata: {name: operator-user}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: test}
-subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: metastore-operator}]
+kind: {binding}
+metadata: {{name: operator-user{place}}}
+roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: {role}, name: test}}
+subjects: [{{apiGroup: rbac.authorization.k8s.io, kind: User, name: metastore-operator}}]
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: RoleBinding
-metadata: {name: operator-user, namespace: default}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: test-lease}
-subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: metastore-operator}]
-",
-            )
+metadata: {{name: operator-user-lease, namespace: {NAMESPACE}}}
+roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: Role, name: test-lease}}
+subjects: [{{apiGroup: rbac.authorization.k8s.io, kind: User, name: metastore-operator}}]
+"
+            ))
             .unwrap();
     }
 
@@ -181,6 +206,9 @@ subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: metastore-ope
                 "--log-format",
                 "text",
             ]);
+        if self.one_namespace {
+            command.args(["--namespaces", NAMESPACE]);
+        }
         let log = self
             .plane
             .path(&format!("operator-{identity}-{}.log", free_port()));
@@ -214,6 +242,11 @@ subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: metastore-ope
             }
         })
         .await;
+    }
+
+    /// A client with the operator's rights.
+    pub async fn operator_client(&self) -> Client {
+        self.plane.client(&self.operator_config).await
     }
 
     pub fn clusters(&self) -> Api<MetaStoreCluster> {

@@ -129,6 +129,52 @@ pub async fn full_store(stage: &Stage) {
     store.put("data/last", "small").await.unwrap();
 }
 
+/// The store is full of data, and its volume may grow: it grows, and stops at its limit.
+pub async fn full_store_that_grows(stage: &Stage) {
+    const GROWING: &str = "growing";
+    let access = Access::plain();
+    stage.apply(&format!(
+        "apiVersion: metastore.io/v1alpha1\nkind: MetaStoreCluster\nmetadata: {{name: {GROWING}}}\n\
+         spec: {{replicas: 1, storage: {{size: 64Mi, autoGrow: {{maxSize: 90Mi, stepPercent: 25}}}}}}\n"
+    ));
+    stage
+        .wait_for(GROWING, "one member serves", is_running(1))
+        .await;
+    let member = stage.members(GROWING).await.into_iter().next().unwrap();
+    let claim = format!("{member}-data");
+    for (round, size) in ["80Mi", "90Mi"].into_iter().enumerate() {
+        let store = any_store(stage, &access, GROWING).await;
+        let refusal = fill(&store, |number| format!("data/{round}/{number}")).await;
+        assert!(refusal.contains("database space exceeded"), "{refusal}");
+        stage
+            .wait_for_object("pvc", &claim, &format!("the volume has {size}"), |claim| {
+                claim["status"]["capacity"]["storage"] == size
+            })
+            .await;
+        eventually("the store takes writes again", LIMIT, || async {
+            let store = any_store(stage, &access, GROWING).await;
+            let put = store.put("small", "one").await;
+            put.map_err(|error| error.to_string())
+        })
+        .await;
+        stage
+            .wait_for(GROWING, "the storage is well again", |cluster| {
+                condition(cluster, "StorageHealthy") == "True" && is_running(1)(cluster)
+            })
+            .await;
+    }
+    let store = any_store(stage, &access, GROWING).await;
+    fill(&store, |number| format!("data/last/{number}")).await;
+    stage
+        .wait_for(GROWING, "the full store is reported", |cluster| {
+            condition(cluster, "StorageHealthy") == "False"
+        })
+        .await;
+    let claim = stage.get("pvc", &claim);
+    assert_eq!(claim["spec"]["resources"]["requests"]["storage"], "90Mi");
+    stage.delete_cluster(GROWING).await;
+}
+
 /// Puts megabytes until the store refuses; returns what it said.
 async fn fill(store: &Store, key: impl Fn(u32) -> String) -> String {
     let mut number = 0;

@@ -282,6 +282,7 @@ pub struct LocalReference {
 #[x_kube(crates(kube_core = "::kube_core"))]
 #[x_kube(validation = Rule::new("quantity(self.size).compareTo(quantity(oldSelf.size)) >= 0").message("size may only grow: volumes cannot shrink").field_path(".size"))]
 #[x_kube(validation = Rule::new("has(self.storageClassName) == has(oldSelf.storageClassName) && (!has(self.storageClassName) || self.storageClassName == oldSelf.storageClassName)").message("storageClassName is immutable").field_path(".storageClassName"))]
+#[x_kube(validation = Rule::new("!has(self.autoGrow) || quantity(self.autoGrow.maxSize).compareTo(quantity(self.size)) >= 0").message("autoGrow.maxSize must not be smaller than size").field_path(".autoGrow.maxSize"))]
 #[serde(rename_all = "camelCase")]
 pub struct StorageSpec {
     /// Size of the volume. May only grow; the storage class must allow expansion then.
@@ -291,9 +292,30 @@ pub struct StorageSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub storage_class_name: Option<String>,
+    /// Let the volumes grow by themselves when the store is full. Absent: they do not. Mutable.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auto_grow: Option<AutoGrow>,
     /// What happens to volumes of members that are no more.
     #[serde(default)]
     pub retain: RetainSpec,
+}
+
+/// Growth of the volumes when the store is full, and dropping history and reclaiming space did not help. The quota
+/// grows with them, unless `config.quota` is set: then nothing grows. `size` stays as it is written; what the
+/// volumes have grown to counts while it is more. The storage class must allow expansion.
+#[derive(JsonSchema, Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AutoGrow {
+    /// No volume grows beyond it.
+    pub max_size: QuantityText,
+    /// By how much of its size a volume grows at once.
+    #[serde(default = "default_step_percent")]
+    #[schemars(range(min = 1, max = 100))]
+    pub step_percent: u32,
+}
+
+fn default_step_percent() -> u32 {
+    25
 }
 
 fn default_storage_size() -> QuantityText {
@@ -305,6 +327,7 @@ impl Default for StorageSpec {
         Self {
             size: default_storage_size(),
             storage_class_name: None,
+            auto_grow: None,
             retain: RetainSpec::default(),
         }
     }
@@ -406,6 +429,7 @@ pub enum Spread {
 #[derive(KubeSchema, Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[x_kube(crates(kube_core = "::kube_core"))]
 #[x_kube(validation = Rule::new("self.extraConfig.all(key, !(key in ['name', 'data-dir', 'wal-dir', 'initial-cluster', 'initial-cluster-state', 'initial-cluster-token', 'initial-advertise-peer-urls', 'advertise-client-urls', 'listen-client-urls', 'listen-peer-urls', 'listen-metrics-urls', 'force-new-cluster', 'client-transport-security', 'peer-transport-security', 'discovery', 'discovery-srv']))").message("extraConfig must not name keys that the operator sets: identity, addresses, TLS and bootstrap").field_path(".extraConfig"))]
+#[x_kube(validation = Rule::new("[duration(self.heartbeatInterval)].all(beat, beat + beat + beat + beat + beat <= duration(self.electionTimeout))").message("electionTimeout must be at least five heartbeats").field_path(".electionTimeout"))]
 #[serde(rename_all = "camelCase")]
 pub struct ServerConfig {
     /// Size of the store above which writes are refused. Absent: nine tenths of `storage.size`.
@@ -457,7 +481,9 @@ impl Default for ServerConfig {
 }
 
 /// Compaction of the history by the server itself.
-#[derive(JsonSchema, Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[derive(KubeSchema, Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[x_kube(crates(kube_core = "::kube_core"))]
+#[x_kube(validation = Rule::new("self.mode != 'Revision' || self.retention.matches('^[0-9]+$')").message("retention must be a number without a unit when mode is Revision").field_path(".retention"))]
 #[serde(rename_all = "camelCase")]
 pub struct CompactionSpec {
     /// By time, by number of revisions, or not at all.
@@ -553,7 +579,9 @@ impl Default for TlsSpec {
 }
 
 /// TLS for clients.
-#[derive(JsonSchema, Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[derive(KubeSchema, Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[x_kube(crates(kube_core = "::kube_core"))]
+#[x_kube(validation = Rule::new("self.mode == oldSelf.mode || self.mode == 'Permissive' || oldSelf.mode == 'Permissive'").message("mode changes between Disabled and Required only through Permissive: clients and members would not understand each other meanwhile").field_path(".mode"))]
 #[serde(rename_all = "camelCase")]
 pub struct ClientTls {
     /// Is TLS spoken? Changing it restarts the members one by one. A cluster in use goes from `Disabled` over
@@ -740,7 +768,7 @@ pub struct MemberReplacement {
     /// Are they replaced?
     #[serde(default = "default_true")]
     pub enabled: bool,
-    /// How long a member must not answer.
+    /// How long a member must not answer, or the node of a new one not react to its Pod.
     #[serde(default = "default_unhealthy_after")]
     pub unhealthy_after: DurationText,
     /// How long a learner may take to catch up before it is given up.

@@ -110,6 +110,15 @@ pub enum Action {
         /// Its name, or its address when it never had one.
         name: String,
     },
+    /// Tell the cluster where a member is reached now.
+    UpdatePeerUrl {
+        /// Its id.
+        id: u64,
+        /// Its name.
+        name: String,
+        /// Where it is reached.
+        peer_url: String,
+    },
     /// Compact the history and note that space is being reclaimed.
     CompactForSpace {
         /// The revision.
@@ -173,6 +182,7 @@ impl Action {
             | Self::GrowClaim { .. }
             | Self::AddLearner { .. }
             | Self::Promote { .. }
+            | Self::UpdatePeerUrl { .. }
             | Self::EnableAuth
             | Self::SetFinalizer { .. } => false,
         }

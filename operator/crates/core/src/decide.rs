@@ -33,12 +33,16 @@ const LAG_ENTRIES_MAX: u64 = 10_000;
 const DEFRAGMENT_INTERVAL: Duration = Duration::from_secs(3600);
 /// After this time without success, reclaiming of space begins anew.
 const RECLAIM_RETRY_INTERVAL: Duration = Duration::from_secs(600);
+/// Volumes grow by themselves in whole mebibytes.
+const GROWTH_UNIT_BYTES: u64 = 1 << 20;
 /// What stands for the hash of a template with which a member is forced to go on alone. It is unlike any other,
 /// so that the member restarts once more.
 pub const FORCED_TEMPLATE_HASH: &str = "recovering";
 /// What is said while Kubernetes calls members ready and none answers the operator.
 pub(crate) const UNREACHABLE_TEXT: &str =
     "members are ready, and the operator reaches none: its network or certificate is wrong";
+/// Where `unhealthyAfter` cannot be read.
+const UNHEALTHY_AFTER: Duration = Duration::from_secs(300);
 /// The window in which replacements are counted.
 const REPLACEMENT_WINDOW: Duration = Duration::from_secs(3600);
 
@@ -135,6 +139,7 @@ const RULES: &[Rule] = &[
     hibernation,
     recovery,
     sealing,
+    configuration,
     waking,
     reviving,
     quorum_loss,
@@ -144,6 +149,7 @@ const RULES: &[Rule] = &[
     strangers,
     learners,
     bad_voters,
+    addresses,
     replacement_bookkeeping,
     too_many_voters,
     volume_growth,
@@ -289,6 +295,15 @@ fn formation(context: &Context<'_>) -> Option<Step> {
             },
             "the first member is to start",
         )
+    } else if seed.lacks_config && seed.phase == MemberPhase::Forming {
+        Step::new(
+            Action::SetStart {
+                name: seed.name.clone(),
+                start: Start::Form,
+                member_id: None,
+            },
+            "the configuration of the first member is gone",
+        )
     } else if seed.template_hash != seen.wanted_template_hash {
         Step::new(
             Action::Roll {
@@ -419,7 +434,10 @@ fn recovery_of_survivor(seen: &Observation, survivor: &str) -> Step {
             "the survivor serves alone",
         );
     }
-    if !is_alone && member.phase != MemberPhase::Recovering {
+    // Both: the phase is written first, because whoever may be forced must never count as one who runs.
+    let is_forced =
+        member.phase == MemberPhase::Recovering && member.template_hash == FORCED_TEMPLATE_HASH;
+    if !is_alone && !is_forced {
         return Step::new(
             Action::ForceNewCluster {
                 name: member.name.clone(),
@@ -493,19 +511,40 @@ fn sealing(context: &Context<'_>) -> Option<Step> {
     })
 }
 
-/// Every member that is one should run: this is also the way out of hibernation, all at once.
+/// A member whose configuration is gone does not start again. That of one that joins is written by `pending_member`.
+fn configuration(context: &Context<'_>) -> Option<Step> {
+    let member = context.seen.members.iter().find(|member| {
+        member.lacks_config && member.phase == MemberPhase::Running && !member.is_deleting
+    })?;
+    Some(Step::new(
+        Action::SetStart {
+            name: member.name.clone(),
+            start: Start::Run,
+            member_id: member.recorded_id,
+        },
+        format!("the configuration of {} is gone, or not ours", member.name),
+    ))
+}
+
+/// Every member that is one should run, once: this is also the way out of hibernation, all at once. A second Pod,
+/// or one of a fenced member, can only be the work of somebody else.
 fn waking(context: &Context<'_>) -> Option<Step> {
-    let stopped = context
+    let replicas = |member: &MemberObservation| i32::from(!member.is_fenced);
+    let member = context
         .seen
         .members
         .iter()
-        .find(|m| m.wanted_replicas == 0 && !m.is_fenced && !m.is_deleting)?;
+        .find(|m| m.wanted_replicas != replicas(m) && !m.is_deleting)?;
+    let why = match member.is_fenced {
+        true => format!("{} is fenced", member.name),
+        false => format!("{} is to run, once", member.name),
+    };
     Some(Step::new(
         Action::Scale {
-            name: stopped.name.clone(),
-            replicas: 1,
+            name: member.name.clone(),
+            replicas: replicas(member),
         },
-        format!("{} is to run", stopped.name),
+        why,
     ))
 }
 
@@ -731,6 +770,9 @@ fn full_store(context: &Context<'_>) -> Option<Step> {
                 .of(reasons::RECLAIMING_SPACE, None),
         );
     }
+    if let Some(step) = growth_of_a_full_store(context) {
+        return Some(step);
+    }
     if is_older(started, RECLAIM_RETRY_INTERVAL, context.now) {
         return Some(
             Step::new(
@@ -741,6 +783,42 @@ fn full_store(context: &Context<'_>) -> Option<Step> {
         );
     }
     None
+}
+
+/// The store is full of data. One volume grows, `volume_growth` lets the others follow, since the largest says how
+/// large all should be, and `rolling` gives the members the quota that fits. Only when all of that has happened may
+/// it have been too little.
+fn growth_of_a_full_store(context: &Context<'_>) -> Option<Step> {
+    let seen = context.seen;
+    let policy = context.spec.storage.auto_grow.as_ref()?;
+    if context.spec.config.quota.is_some() {
+        return None;
+    }
+    let size = seen.wanted_storage_bytes;
+    let has_grown = |member: &MemberObservation| {
+        member.template_hash == seen.wanted_template_hash
+            && is_settled(member)
+            && member.probe.answer().is_some()
+            && member
+                .claim
+                .as_ref()
+                .is_some_and(|claim| claim.requested_bytes >= size && claim.capacity_bytes >= size)
+    };
+    let step_bytes = size / 100 * u64::from(policy.step_percent);
+    let next = (size + step_bytes.max(1)).next_multiple_of(GROWTH_UNIT_BYTES);
+    let next = next.min(policy.max_size.units()?);
+    if next <= size || !seen.members.iter().all(has_grown) {
+        return None;
+    }
+    let name = seen.members.first()?.name.clone();
+    let step = Step::new(
+        Action::GrowClaim {
+            name: name.clone(),
+            bytes: next,
+        },
+        "the store is full, and reclaiming space did not help: its volumes grow",
+    );
+    Some(step.of(reasons::GROWING_STORAGE, name))
 }
 
 /// A member that is being added. Its name was recorded before the cluster was told, so its StatefulSet is
@@ -797,6 +875,15 @@ fn pending_member(context: &Context<'_>) -> Option<Step> {
                     },
                     "the members have changed since the new one was told about them",
                 )
+            } else if is_left_alone(context, member) {
+                Step::new(
+                    Action::RemoveMember {
+                        id: listed.id,
+                        name: name.clone(),
+                    },
+                    "the node of the new member does not react: another one is tried",
+                )
+                .degraded(reasons::NODE_LOST)
             } else if is_stuck(context, member) {
                 Step::new(
                     Action::RemoveMember {
@@ -884,6 +971,10 @@ fn learners(context: &Context<'_>) -> Option<Step> {
         Some(member) if member.claim.as_ref().is_none_or(|claim| claim.is_lost) => {
             remove("the learner has lost its volume")
         }
+        Some(member) if is_left_alone(context, member) => {
+            remove("the node of the learner does not react: another one is tried")
+                .degraded(reasons::NODE_LOST)
+        }
         Some(member) if is_stuck(context, member) => {
             remove("the learner does not catch up").degraded(reasons::LEARNER_STUCK)
         }
@@ -968,14 +1059,32 @@ fn why_bad(context: &Context<'_>, listed: &ListedMember) -> Option<String> {
     if member.claim.as_ref().is_none_or(|claim| claim.is_lost) {
         return Some(format!("the volume of {name} is gone"));
     }
-    let limit = context
-        .spec
-        .recovery
-        .member_replacement
-        .unhealthy_after
-        .or(Duration::from_secs(300));
+    let policy = &context.spec.recovery.member_replacement;
+    let limit = policy.unhealthy_after.or(UNHEALTHY_AFTER);
     let since = unhealthy_since(seen, &member.name)?;
     is_older(since, limit, context.now).then(|| format!("{name} has not served since {since}"))
+}
+
+/// The cluster has an older address of a member: its object was deleted and made anew with another `clusterDomain`,
+/// and the volumes stayed. Members that restart connect to what the list says.
+fn addresses(context: &Context<'_>) -> Option<Step> {
+    let seen = context.seen;
+    if context.class != Class::Healthy {
+        return None;
+    }
+    let (listed, peer_url) = seen.list.as_ref()?.iter().find_map(|listed| {
+        let wanted = peer_url(context, &listed.name);
+        let is_old = !listed.name.is_empty() && listed.peer_urls != [wanted.as_str()];
+        (is_old && member_of(seen, listed).is_some()).then_some((listed, wanted))
+    })?;
+    Some(Step::new(
+        Action::UpdatePeerUrl {
+            id: listed.id,
+            name: listed.name.clone(),
+            peer_url,
+        },
+        format!("the cluster has an older address of {}", listed.name),
+    ))
 }
 
 fn replacement_bookkeeping(context: &Context<'_>) -> Option<Step> {
@@ -1096,7 +1205,13 @@ fn rolling(context: &Context<'_>) -> Option<Step> {
     let was_forced = outdated
         .iter()
         .any(|m| m.template_hash == FORCED_TEMPLATE_HASH);
-    let may_roll = was_forced || window_is_open(&context.spec.maintenance.window, context.now);
+    // A full store refuses writes, and a larger quota comes with a restart.
+    let is_full = seen
+        .alarms
+        .iter()
+        .any(|alarm| alarm.kind == AlarmKind::Nospace);
+    let may_roll =
+        was_forced || is_full || window_is_open(&context.spec.maintenance.window, context.now);
     if outdated.is_empty() || !may_roll {
         return None;
     }
@@ -1475,6 +1590,20 @@ fn is_stuck(context: &Context<'_>, member: &MemberObservation) -> bool {
         .is_some_and(|since| is_older(since.0, limit, context.now))
 }
 
+/// Is a member that does not vote yet on a node that is lost? Kubernetes leaves the Pods of such a node as they
+/// are, so neither this one nor its StatefulSet would ever try another node. Nothing is risked: it counts for no
+/// majority, and its name and its volume are never used again, should the node come back.
+fn is_left_alone(context: &Context<'_>, member: &MemberObservation) -> bool {
+    let policy = &context.spec.recovery.member_replacement;
+    let limit = policy.unhealthy_after.or(UNHEALTHY_AFTER);
+    member.probe.answer().is_none()
+        && member
+            .pod
+            .as_ref()
+            .and_then(|pod| pod.unattended_since)
+            .is_some_and(|since| is_older(since, limit, context.now))
+}
+
 fn may_replace_now(context: &Context<'_>) -> bool {
     let recent = identity(context.seen)
         .replacements
@@ -1491,7 +1620,7 @@ fn deletes_claims(context: &Context<'_>) -> bool {
 }
 
 /// A clock that goes back makes nothing older.
-fn is_older(since: Timestamp, limit: Duration, now: Timestamp) -> bool {
+pub(crate) fn is_older(since: Timestamp, limit: Duration, now: Timestamp) -> bool {
     now.duration_since(since).unsigned_abs() >= limit && now > since
 }
 

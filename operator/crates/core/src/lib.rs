@@ -6,7 +6,7 @@
 //!
 //! Owns every decision about a cluster, a backup schedule and what is kept. Never does anything: no
 //! clock, socket, thread or randomness; time and fresh names are arguments. Therefore a simulation can
-//! run it against thousands of failures (`tests/simulation.rs`).
+//! run it against thousands of failures (`tests/simulation`).
 //!
 //! *Invariant: an action is one step whose repetition is harmless*, so the operator may crash after any
 //! of them.

@@ -92,6 +92,8 @@ pub struct MemberObservation {
     pub is_deleting: bool,
     /// Names and URLs with which it was told to join; empty unless it is joining.
     pub join_list: Vec<(String, String)>,
+    /// Its configuration is gone, or was changed by somebody else.
+    pub lacks_config: bool,
     /// When its space was last reclaimed.
     pub defragmented_at: Option<Timestamp>,
     /// Its Pod.
@@ -153,6 +155,9 @@ pub struct PodObservation {
     pub template_hash: String,
     /// Why it does not run, if Kubernetes says so.
     pub waiting_reason: Option<String>,
+    /// Since when its node should have taken it up, or ended it, and has not. Lies ahead while it still has time
+    /// to end.
+    pub unattended_since: Option<Timestamp>,
 }
 
 /// A volume claim.

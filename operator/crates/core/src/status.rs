@@ -1,5 +1,7 @@
 //! The status of a cluster, from what is seen. It is written whatever becomes of the action.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use metastore_operator_api::conditions::{self, reasons};
@@ -9,13 +11,15 @@ use metastore_operator_api::{
 };
 
 use crate::classify::{Class, is_healthy, listed_of};
-use crate::decide::{Context, Step, UNREACHABLE_TEXT, leader_id};
-use crate::observation::{AlarmKind, MemberObservation, MemberPhase, Observation};
+use crate::decide::{Context, Step, UNREACHABLE_TEXT, is_older, leader_id};
+use crate::observation::{AlarmKind, MemberObservation, MemberPhase, Observation, PodObservation};
 
 /// A certificate that ends sooner should have been renewed long ago.
 const EXPIRY_WARNING_HOURS: i64 = 7 * 24;
 /// Share of the quota above which people are warned.
 const QUOTA_NEAR_PERCENT: i64 = 90;
+/// A kubelet says within seconds that it has a Pod, or that the Pod has ended.
+const NODE_REACTION: Duration = Duration::from_secs(30);
 /// How late a backup may be before people are told.
 const BACKUP_GRACE_HOURS: i64 = 1;
 
@@ -91,7 +95,7 @@ fn member_status(context: &Context<'_>, member: &MemberObservation) -> MemberSta
     let seen = context.seen;
     let answer = member.probe.answer();
     let listed = listed_of(seen, member);
-    let (state, message) = member_state(seen, member);
+    let (state, message) = member_state(context, member);
     let previous = seen.previous.members.iter().find(|m| m.name == member.name);
     let since = previous
         .filter(|previous| previous.state == state)
@@ -125,7 +129,11 @@ fn member_status(context: &Context<'_>, member: &MemberObservation) -> MemberSta
     }
 }
 
-fn member_state(seen: &Observation, member: &MemberObservation) -> (MemberState, Option<String>) {
+fn member_state(
+    context: &Context<'_>,
+    member: &MemberObservation,
+) -> (MemberState, Option<String>) {
+    let seen = context.seen;
     if member.is_fenced {
         return (
             MemberState::Fenced,
@@ -139,7 +147,15 @@ fn member_state(seen: &Observation, member: &MemberObservation) -> (MemberState,
     if listed.is_some_and(|listed| is_healthy(seen, listed)) {
         return (MemberState::Ready, None);
     }
+    let is_unattended = |pod: &PodObservation| {
+        pod.unattended_since
+            .is_some_and(|since| is_older(since, NODE_REACTION, context.now))
+    };
     let message = match (&member.probe, &member.pod) {
+        (_, Some(pod)) if is_unattended(pod) => Some(format!(
+            "its node {} does not react",
+            pod.node.as_deref().unwrap_or("(unknown)")
+        )),
         (_, Some(pod)) if pod.waiting_reason.is_some() => pod.waiting_reason.clone(),
         (crate::Probe::Failed(why), _) => Some(why.clone()),
         (_, None) => Some("it has no Pod".into()),
@@ -390,10 +406,7 @@ fn progressing(context: &Context<'_>, status: &ClusterStatus) -> Fact {
     let Some(operation) = &status.operation else {
         return Fact::new(false, reasons::IDLE, "nothing is to be done");
     };
-    let limit = context
-        .spec
-        .progress_deadline
-        .or(std::time::Duration::from_secs(600));
+    let limit = context.spec.progress_deadline.or(Duration::from_secs(600));
     let started = operation
         .started_at
         .as_ref()

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use metastore_operator_api::{
-    AuthSpec, ClusterSpec, CompactTask, JobPhase, LocalReference, MemberState, MemberStatus,
-    MoveLeaderTask, NospacePolicy, Phase, RecoverQuorumTask, RetainPolicy, TaskSpec, TaskStatus,
-    conditions,
+    AuthSpec, AutoGrow, ClusterSpec, CompactTask, JobPhase, LocalReference, MemberState,
+    MemberStatus, MoveLeaderTask, NospacePolicy, Phase, RecoverQuorumTask, RetainPolicy, TaskSpec,
+    TaskStatus, conditions,
 };
 use metastore_operator_core::{
     Action, Alarm, AlarmKind, ClaimObservation, Decision, Identity, IdentityChange, ListedMember,
@@ -481,6 +481,101 @@ fn a_full_store_is_compacted_then_reclaimed_then_freed() {
 }
 
 #[test]
+fn volumes_of_a_full_store_grow_step_by_step_up_to_their_limit() {
+    let (mut spec, mut seen) = healthy(3);
+    spec.storage.auto_grow = Some(AutoGrow {
+        max_size: "12Gi".into(),
+        step_percent: 15,
+    });
+    seen.alarms = vec![Alarm {
+        member_id: 2,
+        kind: AlarmKind::Nospace,
+    }];
+    seen.identity.as_mut().unwrap().reclaim_started = Some(earlier(60));
+    for member in &mut seen.members {
+        member.defragmented_at = Some(now());
+        if let Probe::Answered(answer) = &mut member.probe {
+            answer.db_size_bytes = 9 << 30;
+            answer.db_quota_bytes = 9 << 30;
+        }
+    }
+    let grown = |bytes: u64| Action::GrowClaim {
+        name: "m1".into(),
+        bytes,
+    };
+    // 15 % of 10 Gi, in whole mebibytes.
+    assert_eq!(decide(&spec, &seen, now()).action, grown(11776 << 20));
+    // A quota of one's own does not grow, so larger volumes would not help.
+    spec.config.quota = Some("9Gi".into());
+    assert!(is_wait(&decide(&spec, &seen, now())));
+    spec.config.quota = None;
+
+    // The next step only when everybody has the size and the quota of the last one.
+    seen.wanted_storage_bytes = 11776 << 20;
+    seen.quota_bytes = (11776 << 20) / 10 * 9;
+    seen.wanted_template_hash = "larger quota".into();
+    let claim_of = |seen: &mut Observation, at: usize, requested: u64, capacity: u64| {
+        let claim = seen.members[at].claim.as_mut().unwrap();
+        claim.requested_bytes = requested << 20;
+        claim.capacity_bytes = capacity << 20;
+    };
+    claim_of(&mut seen, 0, 11776, 11776);
+    let follows = |name: &str| Action::GrowClaim {
+        name: name.into(),
+        bytes: 11776 << 20,
+    };
+    assert_eq!(decide(&spec, &seen, now()).action, follows("m2"));
+    claim_of(&mut seen, 1, 11776, 11776);
+    assert_eq!(decide(&spec, &seen, now()).action, follows("m3"));
+    claim_of(&mut seen, 2, 11776, 10240);
+    // A full store does not wait for the window.
+    spec.maintenance.window = Some(metastore_operator_api::MaintenanceWindow {
+        schedule: "0 2 * * *".into(),
+        duration: "1h".into(),
+        time_zone: "UTC".into(),
+    });
+    let rolls = Action::Roll { name: "m2".into() };
+    assert_eq!(decide(&spec, &seen, now()).action, rolls);
+    for member in &mut seen.members {
+        member.template_hash = "larger quota".into();
+        member.pod.as_mut().unwrap().template_hash = "larger quota".into();
+        if let Probe::Answered(answer) = &mut member.probe {
+            answer.db_quota_bytes = i64::try_from(seen.quota_bytes).unwrap();
+            answer.db_size_bytes = 11 << 30;
+        }
+    }
+    let waits = decide(&spec, &seen, now());
+    assert!(
+        is_wait(&waits),
+        "the volume of m3 has not grown yet: {:?}",
+        waits.action
+    );
+    claim_of(&mut seen, 2, 11776, 11776);
+    assert_eq!(decide(&spec, &seen, now()).action, grown(12 << 30));
+
+    // It helped, or it is as large as it may be.
+    seen.wanted_storage_bytes = 12 << 30;
+    for at in 0..3 {
+        claim_of(&mut seen, at, 12 << 10, 12 << 10);
+    }
+    let decision = decide(&spec, &seen, now());
+    assert!(is_wait(&decision), "{:?}", decision.action);
+    assert_eq!(
+        state_of(&decision, "Degraded"),
+        ("True".into(), "Nospace".into())
+    );
+    for member in &mut seen.members {
+        if let Probe::Answered(answer) = &mut member.probe {
+            answer.db_size_bytes = 9 << 30;
+        }
+    }
+    assert!(matches!(
+        decide(&spec, &seen, now()).action,
+        Action::Disarm(_)
+    ));
+}
+
+#[test]
 fn a_member_with_other_data_is_fenced_and_replaced() {
     let (spec, mut seen) = healthy(3);
     seen.alarms = vec![Alarm {
@@ -566,6 +661,54 @@ fn the_voter_that_is_one_too_many_is_not_the_leader() {
         panic!("it should remove somebody");
     };
     assert_ne!(id, 1);
+}
+
+#[test]
+fn an_old_address_of_a_member_is_mended_while_everybody_is_well() {
+    let (mut spec, mut seen) = healthy(3);
+    spec.cluster_domain = "cluster.local".into();
+    for (at, name) in ["m1", "m2", "m3"].into_iter().enumerate() {
+        let peer_url = format!("http://{name}-0.c-peer.n.svc.cluster.local:2380");
+        let update = Action::UpdatePeerUrl {
+            id: at as u64 + 1,
+            name: name.into(),
+            peer_url: peer_url.clone(),
+        };
+        assert_eq!(decide(&spec, &seen, now()).action, update);
+        let mut sick = seen.clone();
+        fail(&mut sick, 3);
+        assert!(is_wait(&decide(&spec, &sick, now())));
+        seen.list.as_mut().unwrap()[at].peer_urls = vec![peer_url];
+    }
+    assert!(is_wait(&decide(&spec, &seen, now())));
+}
+
+#[test]
+fn what_others_did_to_a_member_is_undone() {
+    // Its configuration is gone, also while there is no majority.
+    let (spec, mut seen) = healthy(3);
+    seen.members[1].lacks_config = true;
+    let written = Action::SetStart {
+        name: "m2".into(),
+        start: Start::Run,
+        member_id: Some(2),
+    };
+    assert_eq!(decide(&spec, &seen, now()).action, written);
+    fail(&mut seen, 2);
+    fail(&mut seen, 3);
+    seen.list = None;
+    assert_eq!(decide(&spec, &seen, now()).action, written);
+    // Its StatefulSet has another number of replicas.
+    for (is_fenced, found, wanted) in [(false, 0, 1), (false, 2, 1), (true, 1, 0)] {
+        let (spec, mut seen) = healthy(3);
+        seen.members[1].is_fenced = is_fenced;
+        seen.members[1].wanted_replicas = found;
+        let scaled = Action::Scale {
+            name: "m2".into(),
+            replicas: wanted,
+        };
+        assert_eq!(decide(&spec, &seen, now()).action, scaled);
+    }
 }
 
 #[test]
@@ -727,6 +870,87 @@ fn a_member_that_has_started_once_never_joins_again() {
     // It has never started.
     seen.list.as_mut().unwrap()[2].name = String::new();
     assert_ne!(decide(&spec, &seen, now()).action, sealed);
+}
+
+/// m4 was added and its node is lost: it does not answer, and its Pod is as the API server last heard of it.
+fn with_a_new_member(
+    has_started: bool,
+    unattended_since: Option<Timestamp>,
+) -> (ClusterSpec, Observation) {
+    let (mut spec, mut seen) = healthy(3);
+    spec.replicas = 5;
+    let mut new = member(4);
+    new.probe = Probe::Failed("no answer".into());
+    new.pod.as_mut().unwrap().is_ready = false;
+    new.pod.as_mut().unwrap().unattended_since = unattended_since;
+    let mut in_list = listed(4);
+    in_list.is_learner = true;
+    if !has_started {
+        new.phase = MemberPhase::Joining;
+        new.recorded_id = None;
+        new.join_list = (1..=4)
+            .map(|id| (format!("m{id}"), listed(id).peer_urls[0].clone()))
+            .collect();
+        in_list.name = String::new();
+        seen.identity.as_mut().unwrap().pending = Some("m4".into());
+    }
+    seen.members.push(new);
+    seen.list.as_mut().unwrap().push(in_list);
+    (spec, seen)
+}
+
+#[test]
+fn a_new_member_whose_node_is_lost_is_given_up_for_another() {
+    let removal = Action::RemoveMember {
+        id: 4,
+        name: "m4".into(),
+    };
+    for has_started in [false, true] {
+        // Its node has had the time of unhealthyAfter, five minutes.
+        let (spec, mut seen) = with_a_new_member(has_started, Some(earlier(301)));
+        let decision = decide(&spec, &seen, now());
+        assert_eq!(decision.action, removal);
+        assert_eq!(
+            state_of(&decision, "Degraded"),
+            ("True".into(), "NodeLost".into())
+        );
+        assert_eq!(state_of(&decision, "Available").0, "True");
+        let status = decision.status.members.last().unwrap();
+        assert_eq!(status.state, MemberState::Starting);
+        let message = status.message.as_deref().unwrap_or_default();
+        assert!(message.contains("does not react"), "{message}");
+        // Also while a voter is away, for which it stands in.
+        fail(&mut seen, 3);
+        assert_eq!(decide(&spec, &seen, now()).action, removal);
+    }
+}
+
+#[test]
+fn a_new_member_whose_node_may_still_react_is_waited_for() {
+    // Its Pod is being ended and has time left; it has had a minute; its node has taken it up.
+    let ahead = now().checked_add(Duration::from_secs(30)).unwrap();
+    for unattended_since in [Some(ahead), Some(earlier(60)), None] {
+        for has_started in [false, true] {
+            let (spec, seen) = with_a_new_member(has_started, unattended_since);
+            let decision = decide(&spec, &seen, now());
+            assert!(is_wait(&decision), "{:?}", decision.action);
+            assert_eq!(state_of(&decision, "Degraded").0, "False");
+        }
+    }
+    // A member that answers runs, whatever became of its kubelet.
+    let (spec, mut seen) = with_a_new_member(true, Some(earlier(10_000)));
+    seen.members[3].probe = member(4).probe;
+    let Probe::Answered(answer) = &mut seen.members[3].probe else {
+        panic!("it answers");
+    };
+    answer.is_learner = true;
+    assert_eq!(
+        decide(&spec, &seen, now()).action,
+        Action::Promote {
+            id: 4,
+            name: "m4".into()
+        }
+    );
 }
 
 #[test]
