@@ -1293,7 +1293,8 @@ fn too_few_voters(context: &Context<'_>) -> Option<Step> {
                 target_voters(context)
             ),
         )
-        .of(growth_reason(seen), seen.fresh_name.clone()),
+        // Without the name: it is another one in each pass until it is recorded, and so would the status be.
+        .of(growth_reason(seen), None),
     )
 }
 
