@@ -297,3 +297,38 @@ async fn a_cluster_of_another_version_is_not_joined() {
     })
     .await;
 }
+
+/// The lines by which runbooks for etcd find a member that is cut off.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_says_which_member_is_lost_and_when_it_is_back() {
+    within(async {
+        let mut cluster = Cluster::start(subject(), 3).await;
+        let status = cluster.members[2].client().status().await.unwrap();
+        let lost = format!("{:x}", status.header.unwrap().member_id);
+        says(&cluster.members[0], 1, &["peer became active", &lost]).await;
+        cluster.members[2].kill();
+        let inactive = "peer became inactive (message send to peer failed)";
+        says(&cluster.members[0], 1, &[inactive, "error", &lost]).await;
+        let unhealthy = "prober detected unhealthy status";
+        let refused = "connect: connection refused";
+        says(&cluster.members[0], 2, &[unhealthy, refused, &lost]).await;
+        cluster.members[2].restart().await;
+        says(&cluster.members[0], 2, &["peer became active", &lost]).await;
+    })
+    .await;
+}
+
+/// Waits until a log has this many lines with all these texts.
+async fn says(member: &Member, times: usize, wanted: &[&str]) {
+    let reason = format!("the log has {times} lines with {wanted:?}");
+    eventually(&reason, CHANGE_LIMIT, || async {
+        let log = member.log();
+        let has_all = |line: &&str| wanted.iter().all(|text| line.contains(text));
+        let found = log.lines().filter(has_all).count();
+        match found >= times {
+            true => Ok(()),
+            false => Err(format!("{found}")),
+        }
+    })
+    .await;
+}
