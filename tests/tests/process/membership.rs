@@ -298,6 +298,51 @@ async fn a_cluster_of_another_version_is_not_joined() {
     .await;
 }
 
+/// Beside etcd: a member that joins is the one whose URLs `--initial-cluster` has under its name, whatever it
+/// advertises, and every other member has to be in there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_joining_member_is_who_the_initial_cluster_says() {
+    within(async {
+        for program in [Program::Etcd, subject()] {
+            let cluster = Cluster::start(program, 2).await;
+            let builder = MemberBuilder::new(program)
+                .name("joining")
+                .flag("--initial-advertise-peer-urls=http://127.0.0.1:1");
+            let client = cluster.members[0].client();
+            let request = pb::MemberAddRequest {
+                peer_ur_ls: vec![builder.peer_url()],
+                is_learner: true,
+            };
+            let answer = eventually("the learner is added", CHANGE_LIMIT, || async {
+                let mut members = client.cluster.clone();
+                let answer = members.member_add(request.clone()).await;
+                answer.map_err(|error| error.to_string())
+            })
+            .await;
+            let added = answer.into_inner().member.unwrap();
+            let urls = |index: usize| cluster.members[index].builder().peer_url();
+            let names = |second: String| {
+                vec![
+                    ("m0".to_owned(), urls(0)),
+                    ("m1".to_owned(), second),
+                    ("joining".to_owned(), builder.peer_url()),
+                ]
+            };
+            let wrong = names("http://127.0.0.1:1".to_owned());
+            let (status, log) = builder.clone().joining(wrong).run_to_end().await;
+            assert!(!status.success(), "{program:?}");
+            let reason = "PeerURLs: no match found for existing member";
+            assert!(log.contains(reason), "{program:?}: {log}");
+            let right = names(urls(1));
+            let member = builder.clone().joining(right).start().await;
+            let status = member.client().status().await.unwrap();
+            assert!(status.is_learner, "{program:?}");
+            assert_eq!(status.header.unwrap().member_id, added.id, "{program:?}");
+        }
+    })
+    .await;
+}
+
 /// The lines by which runbooks for etcd find a member that is cut off.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_log_says_which_member_is_lost_and_when_it_is_back() {
