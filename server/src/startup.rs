@@ -245,6 +245,11 @@ async fn run_async(mut config: Config) -> Result<(), RunError> {
     }
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    // Programs in Go live through these, and the scripts of whoever rotates logs send them.
+    let _ignored = [
+        signal(SignalKind::user_defined1())?,
+        signal(SignalKind::user_defined2())?,
+    ];
     let tokens = TokenProvider::from_options(&config.auth_token, config.auth_token_ttl)?;
     let directory = prepare_data_directory(&config)?;
     listeners::generate_certificates(&mut config)?;
