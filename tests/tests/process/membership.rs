@@ -298,6 +298,80 @@ async fn a_cluster_of_another_version_is_not_joined() {
     .await;
 }
 
+/// Beside etcd: the addition of a second voter is answered before anybody can start it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_voter_is_added_before_it_runs() {
+    within(async {
+        for program in [Program::Etcd, subject()] {
+            let mut cluster = Cluster::start(program, 1).await;
+            let client = cluster.members[0].client();
+            client.put("before", "1").await.unwrap();
+            let builder = MemberBuilder::new(program).name("m1");
+            let add = |url: String| {
+                let request = pb::MemberAddRequest {
+                    peer_ur_ls: vec![url],
+                    is_learner: false,
+                };
+                let mut members = client.cluster.clone();
+                async move { members.member_add(request).await }
+            };
+            let added =
+                tokio::time::timeout(deadline(Duration::from_secs(5)), add(builder.peer_url()))
+                    .await
+                    .expect("the addition is answered at once")
+                    .unwrap()
+                    .into_inner();
+            assert_eq!(added.members.len(), 2, "{program:?}");
+            assert!(added.members.iter().all(|member| !member.is_learner));
+            // One more could never be started before the first has.
+            let refused = add("http://127.0.0.1:1".to_owned()).await.unwrap_err();
+            assert_eq!(
+                refused.message(),
+                "etcdserver: re-configuration failed due to not enough started members",
+                "{program:?}"
+            );
+            let all = vec![
+                ("m0".to_owned(), cluster.members[0].builder().peer_url()),
+                ("m1".to_owned(), builder.peer_url()),
+            ];
+            cluster.members.push(builder.joining(all).start().await);
+            let second = cluster.members[1].client();
+            eventually("both members write and read", CHANGE_LIMIT, || async {
+                second
+                    .put("a", "1")
+                    .await
+                    .map_err(|error| error.to_string())?;
+                let (pair, _) = client.get("a").await.map_err(|error| error.to_string())?;
+                pair.map(drop).ok_or("it is not there".to_owned())
+            })
+            .await;
+            let (before, _) = second.get("before").await.unwrap();
+            assert!(before.is_some(), "{program:?}");
+            if program == Program::MetaStore {
+                let votes = "the new member has caught up, and votes from now on";
+                says(&cluster.members[0], 1, &[votes]).await;
+            }
+            // It votes: without it nothing is written.
+            cluster.members[1].kill();
+            let put = client.put("alone", "1");
+            let alone = tokio::time::timeout(deadline(Duration::from_secs(3)), put).await;
+            assert!(
+                !matches!(alone, Ok(Ok(_))),
+                "{program:?} needs no second vote"
+            );
+            cluster.members[1].restart().await;
+            eventually("both work again", CHANGE_LIMIT, || async {
+                client
+                    .put("a", "2")
+                    .await
+                    .map_err(|error| error.to_string())
+            })
+            .await;
+        }
+    })
+    .await;
+}
+
 /// Beside etcd: a member that joins is the one whose URLs `--initial-cluster` has under its name, whatever it
 /// advertises, and every other member has to be in there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
