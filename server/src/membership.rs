@@ -227,11 +227,10 @@ impl Node {
         let consensus_change = match &change {
             Change::Add(member) => {
                 self.check_may_add(member)?;
-                if member.is_learner || !self.could_commit_with_a_new_voter() {
-                    MembershipChange::AddLearner(member.id)
-                } else {
-                    MembershipChange::AddVoter(member.id)
-                }
+                // A change of the voters counts here from the entry on that makes it, in etcd only when the old
+                // majority has agreed. A member that nobody can start before its addition is agreed on must
+                // not be needed for that: it gets the log first, and its vote from `give_votes` when it is there.
+                MembershipChange::AddLearner(member.id)
             }
             Change::Remove(id) => {
                 self.check_may_remove(*id)?;
@@ -287,16 +286,6 @@ impl Node {
             return Err(EtcdError::Unhealthy.into());
         }
         Ok(())
-    }
-
-    /// Whether the voters that answer are a majority also when one more voter does not answer yet.
-    ///
-    /// A change of the voters counts here from the entry on that makes it, in etcd only when the old majority has
-    /// agreed. A member that nobody can start before its addition is agreed on must not be needed for that: it
-    /// gets the log first, and its vote from [`give_votes`] when it is there.
-    fn could_commit_with_a_new_voter(&self) -> bool {
-        let voters = self.consensus.voters();
-        self.connected_since(Duration::ZERO, &voters) >= quorum_of(voters.len() + 1)
     }
 
     /// The members that were added as voters, have no vote yet, and have come so far that they can have it.

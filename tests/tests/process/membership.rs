@@ -372,6 +372,31 @@ async fn a_second_voter_is_added_before_it_runs() {
     .await;
 }
 
+/// Beside etcd: a voter that is added while others are down is there to be started.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_voter_is_added_while_another_is_down() {
+    within(async {
+        for program in [Program::Etcd, subject()] {
+            let mut cluster =
+                Cluster::start_with(program, 3, &["--strict-reconfig-check=false"]).await;
+            let down = (cluster.leader().await + 1) % 3;
+            cluster.members[down].kill();
+            let (index, _) = cluster.add_member(false).await;
+            let client = cluster.members[index].client();
+            eventually("three of four work", CHANGE_LIMIT, || async {
+                client
+                    .put("a", "1")
+                    .await
+                    .map_err(|error| error.to_string())
+            })
+            .await;
+            cluster.members[down].restart().await;
+            cluster.assert_equal_hashes().await;
+        }
+    })
+    .await;
+}
+
 /// Beside etcd: a member that joins is the one whose URLs `--initial-cluster` has under its name, whatever it
 /// advertises, and every other member has to be in there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
