@@ -12,6 +12,7 @@ use hyper_util::rt::TokioIo;
 use crate::cluster_version::{self as version, Version};
 use crate::config::{
     ClusterState, Config, ConfigError, DiscoverySettings, InitialCluster, ListenUrl, identity,
+    same_addresses,
 };
 use crate::discovery::{DiscoveryError, dns, registry};
 use crate::http::{CLUSTER_ID_HEADER, DOWNGRADE_ENABLED_PATH, HttpMember, VERSION_PATH};
@@ -75,7 +76,7 @@ pub async fn decide(config: &Config, dialer: &PeerDialer) -> Result<Identity, Bo
         ClusterState::Existing if config.discovery.is_some() => Err(BootstrapError::Configuration(
             "discovery URL should not be set when joining existing initial cluster".to_owned(),
         )),
-        ClusterState::Existing => join(config, dialer, &seeds).await,
+        ClusterState::Existing => join(config, dialer, &cluster, &seeds).await,
     }
 }
 
@@ -163,19 +164,15 @@ async fn refuse_if_bootstrapped(
 async fn join(
     config: &Config,
     dialer: &PeerDialer,
+    named: &InitialCluster,
     seeds: &[SeedMember],
 ) -> Result<Identity, BootstrapError> {
-    let own_urls: Vec<String> = config
-        .initial_advertise_peer_urls
-        .iter()
-        .map(ToString::to_string)
-        .collect();
     let mut failures = Vec::new();
     for seed in seeds.iter().filter(|seed| seed.name != config.name) {
         for peer_url in &seed.peer_urls {
             match fetch_members(dialer, peer_url).await {
                 Ok((cluster_id, members)) => {
-                    let identity = identity_among(seeds.len(), &own_urls, cluster_id, &members)?;
+                    let identity = identity_among(&config.name, named, cluster_id, &members)?;
                     check_versions(dialer, identity.member_id, &members).await?;
                     return Ok(identity);
                 }
@@ -189,34 +186,34 @@ async fn join(
     Err(BootstrapError::Peers(failures.join("; ")))
 }
 
+/// Which member of the cluster this one is: the one with the peer URLs that `--initial-cluster` has under its
+/// name. Every other member has to be named there, too, as etcd demands.
 fn identity_among(
-    named: usize,
-    own_urls: &[String],
+    name: &str,
+    named: &InitialCluster,
     cluster_id: u64,
     members: &[HttpMember],
 ) -> Result<Identity, BootstrapError> {
-    let sorted = |urls: &[String]| {
-        let mut urls = urls.to_vec();
-        urls.sort();
-        urls
-    };
-    if members.len() != named {
+    if members.len() != named.members.len() {
         return Err(BootstrapError::Configuration(format!(
             "error validating peerURLs: member count is unequal (the cluster has {}, \
-             --initial-cluster names {named})",
-            members.len()
+             --initial-cluster names {})",
+            members.len(),
+            named.members.len()
         )));
     }
-    let own = members
-        .iter()
-        .find(|member| sorted(&member.peer_urls) == sorted(own_urls))
-        .ok_or_else(|| {
-            BootstrapError::Configuration(format!(
-                "error validating peerURLs: no member of the cluster has the peer URLs {}; add \
-                 this member with MemberAdd first",
-                own_urls.join(",")
-            ))
-        })?;
+    let mut own = None;
+    for member in members {
+        if name_of(member, named)? == name {
+            own = Some(member);
+        }
+    }
+    let own = own.ok_or_else(|| {
+        BootstrapError::Configuration(format!(
+            "error validating peerURLs: no member of the cluster has the peer URLs of {name:?}; add \
+             this member with MemberAdd first"
+        ))
+    })?;
     if !own.name.is_empty() {
         return Err(BootstrapError::Configuration(format!(
             "member {:x} has already been bootstrapped: its data directory is gone; remove the \
@@ -239,6 +236,34 @@ fn identity_among(
             })
             .collect(),
     })
+}
+
+/// The name that `--initial-cluster` gives to a member of the cluster: by the text of its URLs, otherwise by the
+/// addresses of their hosts.
+fn name_of<'a>(member: &HttpMember, named: &'a InitialCluster) -> Result<&'a str, BootstrapError> {
+    let mut urls = member
+        .peer_urls
+        .iter()
+        .map(|url| ListenUrl::parse(url))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(BootstrapError::Configuration)?;
+    urls.sort_by_cached_key(ToString::to_string);
+    if let Some((name, _)) = named.members.iter().find(|(_, named)| **named == urls) {
+        return Ok(name);
+    }
+    let mut reason = String::new();
+    for (name, named) in &named.members {
+        match same_addresses(&urls, named) {
+            Ok(()) => return Ok(name),
+            Err(difference) => reason = difference,
+        }
+    }
+    Err(BootstrapError::Configuration(format!(
+        "error validating peerURLs: PeerURLs: no match found for existing member ({:x}, [{}]), last \
+         resolver error ({reason})",
+        member.id,
+        member.peer_urls.join(" ")
+    )))
 }
 
 /// Refuses to join a cluster whose version this program cannot have part in. Members that do not answer

@@ -144,6 +144,7 @@ impl MemberDirectory {
         }
         self.change(|directory| {
             for member in bootstrap.members {
+                log_addition(&member);
                 put_member(applier, &member);
                 directory.members.insert(member.id, member);
             }
@@ -161,6 +162,7 @@ impl MemberDirectory {
         let Some(change) = command.change else {
             return Ok(self.list());
         };
+        log_change(&change);
         self.change(|directory| match change {
             membership_command::Change::Add(member) => {
                 put_member(applier, &member);
@@ -214,6 +216,11 @@ impl MemberDirectory {
         if taken {
             return Err(EtcdError::PeerURLExist);
         }
+        tracing::info!(
+            "updated-remote-peer-id" = format!("{:x}", update.id),
+            "updated-remote-peer-urls" = ?update.peer_urls,
+            "updated member"
+        );
         self.change(|directory| {
             if let Some(member) = directory.members.get_mut(&update.id) {
                 member.peer_urls = update.peer_urls;
@@ -230,7 +237,9 @@ impl MemberDirectory {
             Bytes::from_static(CLUSTER_VERSION_KEY),
             version.clone().into(),
         );
+        let before = self.current();
         self.change(|directory| directory.cluster_version = Some(version));
+        log_cluster_version(&before, &self.current());
     }
 
     /// Applies the begin or the end of a downgrade.
@@ -299,6 +308,64 @@ impl MemberDirectory {
         let mut directory = Directory::clone(&self.current());
         edit(&mut directory);
         self.current.store(Arc::new(directory));
+    }
+}
+
+/// Says in etcd's words how the members change.
+fn log_change(change: &membership_command::Change) {
+    match change {
+        membership_command::Change::Add(member) => log_addition(member),
+        membership_command::Change::Remove(id) => tracing::info!(
+            "removed-remote-peer-id" = format!("{id:x}"),
+            "removed member"
+        ),
+        membership_command::Change::Promote(id) => {
+            tracing::info!("promoted-member-id" = format!("{id:x}"), "promote member")
+        }
+        // Its start says so.
+        membership_command::Change::ForceSingle(_) => {}
+    }
+}
+
+fn log_addition(member: &MemberRecord) {
+    tracing::info!(
+        "added-peer-id" = format!("{:x}", member.id),
+        "added-peer-peer-urls" = ?member.peer_urls,
+        "added-peer-is-learner" = member.is_learner,
+        "added member"
+    );
+}
+
+/// Says in etcd's words that the cluster has another version, and during a downgrade that this member may
+/// be replaced by the older program: tools wait for that.
+fn log_cluster_version(before: &Directory, after: &Directory) {
+    let Some(version) = after.version() else {
+        return;
+    };
+    match before.version() {
+        None => tracing::info!(
+            "cluster-version" = version.short(),
+            "set initial cluster version"
+        ),
+        Some(old) => tracing::info!(
+            from = old.short(),
+            to = version.short(),
+            "updated cluster version"
+        ),
+    }
+    if after.storage_version() == before.storage_version() {
+        return;
+    }
+    tracing::info!(
+        "new-storage-version" = version.to_string(),
+        "updated storage version"
+    );
+    if let Some(target) = &after.downgrade_target {
+        tracing::info!(
+            "target-version" = target,
+            "server-version" = crate::version::ETCD_VERSION,
+            "The server is ready to downgrade"
+        );
     }
 }
 

@@ -1,6 +1,7 @@
 //! Changes of who is a member, with etcd's checks.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -24,6 +25,8 @@ use crate::waiters::Waiter;
 const HEALTH_INTERVAL: Duration = Duration::from_secs(5);
 /// A learner may be promoted when it holds this part of the leader's log, in percent.
 const LEARNER_READY_PERCENT: u64 = 90;
+/// How often a leader looks for new members that can have their votes.
+const VOTE_INTERVAL: Duration = Duration::from_millis(200);
 /// Pause before a change that found no leader is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -224,11 +227,10 @@ impl Node {
         let consensus_change = match &change {
             Change::Add(member) => {
                 self.check_may_add(member)?;
-                if member.is_learner {
-                    MembershipChange::AddLearner(member.id)
-                } else {
-                    MembershipChange::AddVoter(member.id)
-                }
+                // A change of the voters counts here from the entry on that makes it, in etcd only when the old
+                // majority has agreed. A member that nobody can start before its addition is agreed on must
+                // not be needed for that: it gets the log first, and its vote from `give_votes` when it is there.
+                MembershipChange::AddLearner(member.id)
             }
             Change::Remove(id) => {
                 self.check_may_remove(*id)?;
@@ -284,6 +286,29 @@ impl Node {
             return Err(EtcdError::Unhealthy.into());
         }
         Ok(())
+    }
+
+    /// The members that were added as voters, have no vote yet, and have come so far that they can have it.
+    fn waiting_for_votes(&self) -> Vec<u64> {
+        let directory = self.application.directory.current();
+        let voters = self.consensus.voters();
+        let last = self
+            .status()
+            .last_log
+            .map_or(0, |position| position.index + 1);
+        let progress = self.consensus.progress();
+        let has_caught_up = |id: u64| {
+            let peer = progress.iter().find(|peer| peer.id == id);
+            peer.is_some_and(|peer| {
+                let matched = peer.matched.map_or(0, |position| position.index + 1);
+                peer.active_for.is_some() && matched * 100 >= last * LEARNER_READY_PERCENT
+            })
+        };
+        directory
+            .voters()
+            .map(|member| member.id)
+            .filter(|id| !voters.contains(id) && has_caught_up(*id))
+            .collect()
     }
 
     fn enough_started_with_a_new_voter(&self) -> bool {
@@ -408,6 +433,26 @@ pub fn parse_peer_urls(urls: &[String]) -> Result<Vec<String>, EtcdError> {
         .map_err(|_| EtcdError::MemberBadURLs)?;
     parsed.sort();
     Ok(parsed)
+}
+
+/// Gives members that were added as voters their votes when they have come, while this member leads.
+pub async fn give_votes(node: Arc<Node>) {
+    while node.pause(VOTE_INTERVAL).await {
+        if !node.is_leader() {
+            continue;
+        }
+        for id in node.waiting_for_votes() {
+            let change = MembershipChange::Promote(id);
+            // An entry without a command has no answer that tells. Whatever was in the way, there is another time.
+            let _ = node.consensus.change_membership(change, Bytes::new()).await;
+            if node.consensus.voters().contains(&id) {
+                tracing::info!(
+                    "member-id" = format!("{id:x}"),
+                    "the new member has caught up, and votes from now on"
+                );
+            }
+        }
+    }
 }
 
 /// The smallest majority of this many voters.

@@ -13,7 +13,7 @@ use metastore_proto::etcdserverpb::ResponseHeader;
 use metastore_proto::internal::{Command, command::Request};
 use metastore_store::{CommandResponse, Reader};
 use prost::Message;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::application::{Application, Applied, Response};
 use crate::auth::Credentials;
@@ -59,6 +59,9 @@ pub struct Node {
     pub client_limits: Option<Arc<ClientLimits>>,
     /// What large lists may use; nothing: as much as they need.
     pub list_budget: Option<ListBudget>,
+    /// Calls that the JSON gateway may make at a time: to etcd's gRPC server its gateway is one client on
+    /// one connection, whose limit of streams all its requests share.
+    pub gateway_streams: Arc<Semaphore>,
     status: watch::Receiver<ConsensusStatus>,
     elections: Elections,
 }
@@ -108,6 +111,7 @@ impl Node {
         Self {
             client_limits: ClientLimits::new(&config),
             list_budget: ListBudget::new(&config),
+            gateway_streams: Arc::new(Semaphore::new(config.max_concurrent_streams as usize)),
             config,
             member_id,
             cluster_id,

@@ -14,7 +14,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 use crate::config::{ListenUrl, TlsSettings};
 use crate::listen::sockets::{BoundSocket, Socket, StreamSocket};
-use crate::tls::{ClientTls, Endpoint, Remote, ServerTls, TlsError};
+use crate::tls::{ClientTls, Endpoint, Remote, ServerTls, TlsError, handshake_error};
 
 /// What the peer listeners offer by ALPN: members offer nothing, HTTP clients speak HTTP/1.1 there.
 const PROTOCOLS: &[&str] = &["http/1.1"];
@@ -65,12 +65,16 @@ impl PeerDialer {
                 port,
                 encrypted,
             } => {
-                let stream = TcpStream::connect((host.as_str(), *port)).await?;
+                let stream = TcpStream::connect((host.as_str(), *port))
+                    .await
+                    .map_err(|error| dial_error(address, &error))?;
                 prepare_tcp(&stream)?;
                 self.encrypt(stream, host, *encrypted).await
             }
             PeerAddress::Unix { path, encrypted } => {
-                let stream = UnixStream::connect(path).await?;
+                let stream = UnixStream::connect(path)
+                    .await
+                    .map_err(|error| dial_error(address, &error))?;
                 self.encrypt(stream, "localhost", *encrypted).await
             }
         }
@@ -92,6 +96,31 @@ impl Connector for PeerDialer {
         let dialer = self.clone();
         Box::pin(async move { dialer.dial(&address).await })
     }
+
+    fn describe(&self, error: &io::Error) -> String {
+        handshake_error(error)
+    }
+}
+
+/// Go's text for a connection that could not be made.
+fn dial_error(address: &PeerAddress, error: &io::Error) -> io::Error {
+    let network = match address {
+        PeerAddress::Tcp { .. } => "tcp",
+        PeerAddress::Unix { .. } => "unix",
+    };
+    let reason = match error.kind() {
+        io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
+        io::ErrorKind::HostUnreachable => "no route to host".to_owned(),
+        io::ErrorKind::NetworkUnreachable => "network is unreachable".to_owned(),
+        io::ErrorKind::TimedOut => "connection timed out".to_owned(),
+        io::ErrorKind::NotFound => "no such file or directory".to_owned(),
+        // The resolver's errors have no kind; they say what they are.
+        _ => error.to_string(),
+    };
+    io::Error::new(
+        error.kind(),
+        format!("dial {network} {address}: connect: {reason}"),
+    )
 }
 
 /// The server's side of TLS between members; nothing when no certificate is given.

@@ -36,6 +36,7 @@ use crate::lease_manager::LeaseManager;
 use crate::listen::{ClientThreads, Traffic};
 use crate::listeners::{self, ClientSocket};
 use crate::member_directory::MemberDirectory;
+use crate::membership;
 use crate::node::{GRPC_OVERHEAD_BYTES, Node};
 use crate::observe::metrics::{LogObserver, METRICS, runtimes};
 use crate::observe::traces;
@@ -245,6 +246,11 @@ async fn run_async(mut config: Config) -> Result<(), RunError> {
     }
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    // Programs in Go live through these, and the scripts of whoever rotates logs send them.
+    let _ignored = [
+        signal(SignalKind::user_defined1())?,
+        signal(SignalKind::user_defined2())?,
+    ];
     let tokens = TokenProvider::from_options(&config.auth_token, config.auth_token_ttl)?;
     let directory = prepare_data_directory(&config)?;
     listeners::generate_certificates(&mut config)?;
@@ -428,6 +434,7 @@ async fn run_async(mut config: Config) -> Result<(), RunError> {
     tokio::spawn(tasks::defragment_at_start(Arc::clone(&node)));
     tokio::spawn(tasks::expire_tokens(Arc::clone(&node)));
     tokio::spawn(peer_activity::run(Arc::clone(&node)));
+    tokio::spawn(membership::give_votes(Arc::clone(&node)));
     let ready = Arc::new(AtomicBool::new(false));
     serve_clients(&node, client_sockets, Arc::clone(&ready))?;
 

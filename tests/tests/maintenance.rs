@@ -456,6 +456,15 @@ async fn a_downgrade_lowers_the_cluster_version_and_its_cancellation_raises_it()
         let enabled = downgrade(&client, DowngradeAction::Enable, "3.6").await;
         assert_eq!(enabled.version, "3.7");
         all_tell(&cluster, "3.6.0").await;
+        for member in &cluster.members {
+            let reason = "the log says that the older program may be started";
+            eventually(reason, PATIENCE, || async {
+                let log = member.log();
+                let is_ready = log.contains("The server is ready to downgrade");
+                is_ready.then_some(()).ok_or("not yet".to_owned())
+            })
+            .await;
+        }
         let info = client.status().await.unwrap().downgrade_info.unwrap();
         assert!(info.enabled);
         assert_eq!(info.target_version, "3.6.0");

@@ -60,6 +60,24 @@ async fn the_init_daemon_is_told_when_a_member_is_ready() {
     .await;
 }
 
+/// Go ignores them; scripts that rotate logs send them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn user_signals_do_not_end_a_member() {
+    use rustix::process::Signal;
+    within(async {
+        for program in [Program::Etcd, subject()] {
+            let mut member = Member::start(program).await;
+            for (number, signal) in [Signal::USR1, Signal::USR2].into_iter().enumerate() {
+                member.signal(signal);
+                let value = number.to_string();
+                member.client().put("a", value).await.unwrap();
+            }
+            assert!(member.try_exit().is_none(), "{program:?}");
+        }
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_member_loses_nothing_when_it_is_killed() {
     within(async {

@@ -161,7 +161,11 @@ impl Config {
 }
 
 /// Compares two sorted lists as text, then by what their host names stand for.
-fn same_addresses(left: &[ListenUrl], right: &[ListenUrl]) -> Result<(), String> {
+///
+/// # Errors
+///
+/// Where they differ.
+pub fn same_addresses(left: &[ListenUrl], right: &[ListenUrl]) -> Result<(), String> {
     let quoted = |urls: &[ListenUrl]| {
         format!(
             "[{}]",

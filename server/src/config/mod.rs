@@ -30,7 +30,7 @@ mod value;
 use std::ffi::OsString;
 use std::path::Path;
 
-pub use bootstrap::InitialCluster;
+pub use bootstrap::{InitialCluster, same_addresses};
 pub use discovery::DiscoverySettings;
 pub use feature_gates::{FEATURE_GATES, FeatureGate, FeatureGates};
 pub use help::{help_text, reference_page, usage_text};

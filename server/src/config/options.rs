@@ -274,8 +274,9 @@ pub static OPTIONS: &[OptionSpec] = &{
         O::new(G::Member, "backend-batch-limit", K::Signed, "0", "Most operations before a commit.").ignored(NO_BBOLT),
         O::new(G::Member, "max-txn-ops", K::Unsigned, "128", "Most operations in one transaction.").unit("operations"),
         O::new(G::Member, "max-request-bytes", K::Unsigned, "1572864", "Largest request of a client.").unit("bytes"),
-        O::new(G::Member, "max-concurrent-streams", K::Unsigned32, "4294967295", "Most streams that one connection may have open.")
-            .unit("streams"),
+        O::new(G::Member, "max-concurrent-streams", K::Unsigned32, "4294967295", "Most streams that one connection may have open. All requests to the JSON gateway count as one connection's; those beyond wait.")
+            .unit("streams")
+            .empty("0 = no limit"),
         O::new(G::Member, "grpc-keepalive-min-time", K::Duration, "5s", "Shortest interval at which a client may ping; faster clients are disconnected.")
             .empty("0 = 5 min"),
         O::new(G::Member, "grpc-keepalive-interval", K::Duration, "2h0m0s", "Interval at which the server pings idle clients.")

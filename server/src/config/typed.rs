@@ -241,8 +241,11 @@ impl Config {
             },
             max_txn_ops: saturating(settings.unsigned("max-txn-ops")),
             max_request_bytes: saturating(settings.unsigned("max-request-bytes")),
-            max_concurrent_streams: u32::try_from(settings.unsigned("max-concurrent-streams"))
-                .unwrap_or(u32::MAX),
+            max_concurrent_streams: match settings.unsigned("max-concurrent-streams") {
+                // No limit, as in Go's gRPC.
+                0 => u32::MAX,
+                streams => u32::try_from(streams).unwrap_or(u32::MAX),
+            },
             max_learners: usize::try_from(settings.signed("max-learners")).unwrap_or(0),
             grpc_keepalive_min_time: duration("grpc-keepalive-min-time"),
             grpc_keepalive_interval: nonzero("grpc-keepalive-interval"),

@@ -26,7 +26,7 @@ pub use cipher_suites::check_names as check_cipher_suite_names;
 pub use client::ClientTls;
 pub use self_signed::{generate, hosts_of};
 pub use server::{Accepted, Endpoint, Remote, ServerTls};
-pub use text::open_error;
+pub use text::{handshake_error, open_error};
 
 /// Why TLS cannot be set up: a text for the person who started the program.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -1,6 +1,5 @@
 //! Go's words for what goes wrong with files and handshakes: people and scripts look for them.
 
-use std::fmt;
 use std::io;
 use std::path::Path;
 
@@ -19,20 +18,9 @@ pub fn open_error(path: &Path, error: &io::Error) -> String {
     format!("open {}: {reason}", path.display())
 }
 
-/// Why a certificate that its authority vouches for is not welcome.
-#[derive(Debug)]
-pub(super) struct Refused(pub(super) String);
-
-impl fmt::Display for Refused {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Refused {}
-
-/// What a failed handshake is called.
-pub(super) fn handshake_error(error: &io::Error) -> String {
+/// What a failed handshake is called, and the alert that ends a connection after it.
+#[must_use]
+pub fn handshake_error(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::UnexpectedEof => return "EOF".to_owned(),
         io::ErrorKind::ConnectionReset => return "read: connection reset by peer".to_owned(),
@@ -67,7 +55,10 @@ fn tls_error(error: &Error) -> String {
             | PeerIncompatible::Tls13RequiredForQuic
             | PeerIncompatible::SupportedVersionsExtensionRequired,
         ) => "tls: client offered only unsupported versions".to_owned(),
-        Error::InvalidCertificate(CertificateError::Other(other)) => other.to_string(),
+        // Not among the names that are allowed: see `Trust`.
+        Error::InvalidCertificate(CertificateError::NotValidForName) => {
+            "client certificate authentication failed".to_owned()
+        }
         Error::InvalidCertificate(error) => {
             format!(
                 "tls: failed to verify certificate: x509: {}",

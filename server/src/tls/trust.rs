@@ -11,14 +11,13 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore,
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore,
     SignatureScheme,
 };
 
 use super::TlsError;
 use super::certificate::{Facts, Usage};
 use super::files::Watched;
-use super::text::Refused;
 use crate::config::TlsSettings;
 
 /// Certificate authorities.
@@ -200,7 +199,9 @@ impl Allowed {
         if is_welcome {
             return Ok(());
         }
-        Err(refused("client certificate authentication failed"))
+        // Of all refusals this one has the alert `bad certificate`, which Go sends. Rustls says itself of
+        // a server's name that is not the one that was asked for with more words.
+        Err(Error::InvalidCertificate(CertificateError::NotValidForName))
     }
 }
 
@@ -211,11 +212,6 @@ pub(super) fn is_valid_for(certificate: &CertificateDer<'_>, name: &str) -> bool
     };
     ParsedCertificate::try_from(certificate)
         .is_ok_and(|certificate| verify_server_name(&certificate, &name).is_ok())
-}
-
-fn refused(text: &str) -> Error {
-    let refused = Refused(text.to_owned());
-    Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(refused))))
 }
 
 impl fmt::Debug for Trust {

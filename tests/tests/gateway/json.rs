@@ -659,3 +659,46 @@ async fn an_error_over_http2_waits_for_the_body_of_its_request() {
     })
     .await;
 }
+
+/// To the gRPC server etcd's gateway is one client on one connection.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_requests_to_the_gateway_share_the_streams_of_one_connection() {
+    within(async {
+        for member in both(&["--max-concurrent-streams=2"]).await {
+            let address = member.address();
+            let create = || post("/v3/watch", r#"{"create_request":{"key":"YQ=="}}"#);
+            let get = || post("/v3/kv/range", r#"{"key":"YQ=="}"#);
+            let mut watches = Vec::new();
+            for _ in 0..2 {
+                let mut stream = create().open(&address).await;
+                let line = stream.line().await.unwrap();
+                assert!(line.contains("\"created\":true"), "{line}");
+                watches.push(stream);
+            }
+            // Others are served, and a request that waits is served when there is room.
+            member.client().put("a", "1").await.unwrap();
+            let request = get();
+            let answer = request.send(&address);
+            tokio::pin!(answer);
+            let waited = deadline(Duration::from_secs(1));
+            let early = tokio::time::timeout(waited, &mut answer).await;
+            assert!(early.is_err(), "{:?}", early.map(|answer| answer.text()));
+            watches.pop();
+            assert_eq!(answer.await.status, 200);
+            assert_eq!(get().send(&address).await.status, 200);
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_limit_of_zero_streams_is_none() {
+    within(async {
+        for member in both(&["--max-concurrent-streams=0"]).await {
+            member.client().put("a", "1").await.unwrap();
+            let get = post("/v3/kv/range", r#"{"key":"YQ=="}"#);
+            assert_eq!(get.send(&member.address()).await.status, 200);
+        }
+    })
+    .await;
+}

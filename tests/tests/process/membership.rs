@@ -297,3 +297,182 @@ async fn a_cluster_of_another_version_is_not_joined() {
     })
     .await;
 }
+
+/// Beside etcd: the addition of a second voter is answered before anybody can start it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_voter_is_added_before_it_runs() {
+    within(async {
+        for program in [Program::Etcd, subject()] {
+            let mut cluster = Cluster::start(program, 1).await;
+            let client = cluster.members[0].client();
+            client.put("before", "1").await.unwrap();
+            let builder = MemberBuilder::new(program).name("m1");
+            let add = |url: String| {
+                let request = pb::MemberAddRequest {
+                    peer_ur_ls: vec![url],
+                    is_learner: false,
+                };
+                let mut members = client.cluster.clone();
+                async move { members.member_add(request).await }
+            };
+            let added =
+                tokio::time::timeout(deadline(Duration::from_secs(5)), add(builder.peer_url()))
+                    .await
+                    .expect("the addition is answered at once")
+                    .unwrap()
+                    .into_inner();
+            assert_eq!(added.members.len(), 2, "{program:?}");
+            assert!(added.members.iter().all(|member| !member.is_learner));
+            // One more could never be started before the first has.
+            let refused = add("http://127.0.0.1:1".to_owned()).await.unwrap_err();
+            assert_eq!(
+                refused.message(),
+                "etcdserver: re-configuration failed due to not enough started members",
+                "{program:?}"
+            );
+            let all = vec![
+                ("m0".to_owned(), cluster.members[0].builder().peer_url()),
+                ("m1".to_owned(), builder.peer_url()),
+            ];
+            cluster.members.push(builder.joining(all).start().await);
+            let second = cluster.members[1].client();
+            eventually("both members write and read", CHANGE_LIMIT, || async {
+                second
+                    .put("a", "1")
+                    .await
+                    .map_err(|error| error.to_string())?;
+                let (pair, _) = client.get("a").await.map_err(|error| error.to_string())?;
+                pair.map(drop).ok_or("it is not there".to_owned())
+            })
+            .await;
+            let (before, _) = second.get("before").await.unwrap();
+            assert!(before.is_some(), "{program:?}");
+            if program == Program::MetaStore {
+                let votes = "the new member has caught up, and votes from now on";
+                says(&cluster.members[0], 1, &[votes]).await;
+            }
+            // It votes: without it nothing is written.
+            cluster.members[1].kill();
+            let put = client.put("alone", "1");
+            let alone = tokio::time::timeout(deadline(Duration::from_secs(3)), put).await;
+            assert!(
+                !matches!(alone, Ok(Ok(_))),
+                "{program:?} needs no second vote"
+            );
+            cluster.members[1].restart().await;
+            eventually("both work again", CHANGE_LIMIT, || async {
+                client
+                    .put("a", "2")
+                    .await
+                    .map_err(|error| error.to_string())
+            })
+            .await;
+        }
+    })
+    .await;
+}
+
+/// Beside etcd: a voter that is added while others are down is there to be started.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_voter_is_added_while_another_is_down() {
+    within(async {
+        for program in [Program::Etcd, subject()] {
+            let mut cluster =
+                Cluster::start_with(program, 3, &["--strict-reconfig-check=false"]).await;
+            let down = (cluster.leader().await + 1) % 3;
+            cluster.members[down].kill();
+            let (index, _) = cluster.add_member(false).await;
+            let client = cluster.members[index].client();
+            eventually("three of four work", CHANGE_LIMIT, || async {
+                client
+                    .put("a", "1")
+                    .await
+                    .map_err(|error| error.to_string())
+            })
+            .await;
+            cluster.members[down].restart().await;
+            cluster.assert_equal_hashes().await;
+        }
+    })
+    .await;
+}
+
+/// Beside etcd: a member that joins is the one whose URLs `--initial-cluster` has under its name, whatever it
+/// advertises, and every other member has to be in there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_joining_member_is_who_the_initial_cluster_says() {
+    within(async {
+        for program in [Program::Etcd, subject()] {
+            let cluster = Cluster::start(program, 2).await;
+            let builder = MemberBuilder::new(program)
+                .name("joining")
+                .flag("--initial-advertise-peer-urls=http://127.0.0.1:1");
+            let client = cluster.members[0].client();
+            let request = pb::MemberAddRequest {
+                peer_ur_ls: vec![builder.peer_url()],
+                is_learner: true,
+            };
+            let answer = eventually("the learner is added", CHANGE_LIMIT, || async {
+                let mut members = client.cluster.clone();
+                let answer = members.member_add(request.clone()).await;
+                answer.map_err(|error| error.to_string())
+            })
+            .await;
+            let added = answer.into_inner().member.unwrap();
+            let urls = |index: usize| cluster.members[index].builder().peer_url();
+            let names = |second: String| {
+                vec![
+                    ("m0".to_owned(), urls(0)),
+                    ("m1".to_owned(), second),
+                    ("joining".to_owned(), builder.peer_url()),
+                ]
+            };
+            let wrong = names("http://127.0.0.1:1".to_owned());
+            let (status, log) = builder.clone().joining(wrong).run_to_end().await;
+            assert!(!status.success(), "{program:?}");
+            let reason = "PeerURLs: no match found for existing member";
+            assert!(log.contains(reason), "{program:?}: {log}");
+            let right = names(urls(1));
+            let member = builder.clone().joining(right).start().await;
+            let status = member.client().status().await.unwrap();
+            assert!(status.is_learner, "{program:?}");
+            assert_eq!(status.header.unwrap().member_id, added.id, "{program:?}");
+        }
+    })
+    .await;
+}
+
+/// The lines by which runbooks for etcd find a member that is cut off.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_says_which_member_is_lost_and_when_it_is_back() {
+    within(async {
+        let mut cluster = Cluster::start(subject(), 3).await;
+        let status = cluster.members[2].client().status().await.unwrap();
+        let lost = format!("{:x}", status.header.unwrap().member_id);
+        says(&cluster.members[0], 1, &["peer became active", &lost]).await;
+        cluster.members[2].kill();
+        let inactive = "peer became inactive (message send to peer failed)";
+        says(&cluster.members[0], 1, &[inactive, "error", &lost]).await;
+        let unhealthy = "prober detected unhealthy status";
+        let refused = "connect: connection refused";
+        says(&cluster.members[0], 2, &[unhealthy, refused, &lost]).await;
+        cluster.members[2].restart().await;
+        says(&cluster.members[0], 2, &["peer became active", &lost]).await;
+    })
+    .await;
+}
+
+/// Waits until a log has this many lines with all these texts.
+async fn says(member: &Member, times: usize, wanted: &[&str]) {
+    let reason = format!("the log has {times} lines with {wanted:?}");
+    eventually(&reason, CHANGE_LIMIT, || async {
+        let log = member.log();
+        let has_all = |line: &&str| wanted.iter().all(|text| line.contains(text));
+        let found = log.lines().filter(has_all).count();
+        match found >= times {
+            true => Ok(()),
+            false => Err(format!("{found}")),
+        }
+    })
+    .await;
+}

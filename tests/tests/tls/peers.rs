@@ -175,3 +175,42 @@ async fn three_members_generate_their_certificates_and_keep_them() {
     assert_replicates(&members, "second").await;
     assert_eq!(std::fs::read(&cert).unwrap(), before);
 }
+
+/// Of two members that do not accept each other, each logs why it finds nobody.
+#[tokio::test]
+async fn a_member_whose_certificate_has_the_wrong_name_says_so() {
+    let certificates = Certificates::new();
+    let other = certificates.authority.issue(
+        certificates.path(),
+        "other",
+        request("other").hosts(&["127.0.0.1"]),
+    );
+    let flag = |name: &str, path: &std::path::Path| format!("--peer-{name}={}", path.display());
+    let builders: Vec<_> = [&certificates.server, &other]
+        .into_iter()
+        .enumerate()
+        .map(|(index, pair)| {
+            MemberBuilder::new(subject())
+                .name(&format!("m{index}"))
+                .secure_peers()
+                .flag(flag("cert-file", &pair.cert))
+                .flag(flag("key-file", &pair.key))
+                .flag(flag("trusted-ca-file", &certificates.ca))
+                .flag("--peer-client-cert-auth")
+                .flag("--peer-cert-allowed-cn=server")
+        })
+        .collect();
+    let all: Vec<_> = builders
+        .iter()
+        .map(|builder| (builder.member_name().to_owned(), builder.peer_url()))
+        .collect();
+    let members: Vec<_> = builders
+        .into_iter()
+        .map(|builder| builder.initial_cluster(all.clone()).spawn())
+        .collect();
+    logged(
+        &members[1],
+        &["\"level\":\"warn\"", "remote error: tls: bad certificate"],
+    )
+    .await;
+}

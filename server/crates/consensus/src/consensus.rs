@@ -600,6 +600,11 @@ impl Consensus {
         self.inner.leadership.progress()
     }
 
+    /// The members that vote, as the log has them so far.
+    pub fn voters(&self) -> BTreeSet<u64> {
+        self.inner.leadership.membership().voter_ids().collect()
+    }
+
     /// Numbers for metrics.
     pub fn counters(&self) -> CounterValues {
         self.inner.counters.read()

@@ -132,9 +132,27 @@ impl Chunk {
         }
     }
 
-    /// The last revision with an event; 0 when there is none.
-    pub(crate) fn last_revision(&self) -> i64 {
-        self.marks.last().map_or(0, |(revision, _)| *revision)
+    /// The responses in which the events from revision `from` on come, each with its last revision: one for each
+    /// revision if there are at most `apart_max`, otherwise one for all.
+    pub(crate) fn responses(
+        &self,
+        from: i64,
+        apart_max: usize,
+    ) -> impl Iterator<Item = (i64, Bytes)> + '_ {
+        let position = self.marks.partition_point(|(revision, _)| *revision < from);
+        let marks = &self.marks[position..];
+        let step = if marks.len() <= apart_max {
+            1
+        } else {
+            marks.len()
+        };
+        marks.chunks(step).enumerate().map(move |(index, part)| {
+            let end = marks
+                .get((index + 1) * step)
+                .map_or(self.bytes.len(), |(_, offset)| *offset);
+            let last = part.last().map_or(0, |(revision, _)| *revision);
+            (last, self.bytes.slice(part[0].1..end))
+        })
     }
 }
 
@@ -150,11 +168,22 @@ mod tests {
         }
         let chunk = builder.finish();
         assert!(builder.is_empty());
-        assert_eq!(chunk.last_revision(), 9);
         for (from, expected) in [(0, "abcde"), (3, "abcde"), (4, "de"), (6, "e"), (10, "")] {
             assert_eq!(chunk.since(from), expected, "from {from}");
         }
-        assert_eq!(builder.finish().last_revision(), 0);
+        let parts = |from: i64, apart_max: usize| -> Vec<(i64, Bytes)> {
+            chunk.responses(from, apart_max).collect()
+        };
+        let wanted = |parts: &[(i64, &'static str)]| -> Vec<(i64, Bytes)> {
+            let part = |(revision, text): &(i64, &'static str)| (*revision, Bytes::from(*text));
+            parts.iter().map(part).collect()
+        };
+        assert_eq!(parts(0, 3), wanted(&[(3, "abc"), (5, "d"), (9, "e")]));
+        assert_eq!(parts(4, 2), wanted(&[(5, "d"), (9, "e")]));
+        assert_eq!(parts(0, 2), wanted(&[(9, "abcde")]));
+        assert_eq!(parts(4, 1), wanted(&[(9, "de")]));
+        assert_eq!(parts(10, 3), wanted(&[]));
+        assert_eq!(builder.finish().responses(0, 3).count(), 0);
     }
 
     #[test]

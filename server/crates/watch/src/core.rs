@@ -36,6 +36,11 @@ pub const REASON_DUPLICATE_WATCH_ID: &str = "mvcc: duplicate watch ID provided o
 /// Most revisions that go into one response, as in etcd.
 pub(crate) const RESPONSE_REVISIONS_MAX: usize = 1000;
 
+/// Most revisions that come in a response each, though they are published together. Etcd sends a response for
+/// each change to a watcher that keeps up, and clients count on it that read an answer after each of their
+/// writes; from members under such load that this many changes come at once nobody can.
+const REVISIONS_APART_MAX: usize = 16;
+
 /// Bytes of responses of the past that are larger than those of the present and wait for their clients.
 /// Beyond, responses are small: clients that do not read must not add up.
 const LARGE_CHUNK_BYTES_MAX: usize = 64 << 20;
@@ -462,27 +467,27 @@ impl Core {
             let group = &mut self.groups[key];
             let chunk = group.builder.finish();
             for member in &group.members {
-                let events = chunk.since(member.min_revision);
-                if events.is_empty() {
-                    continue;
-                }
-                let output = WatchOutput {
-                    watch_id: member.watch_id,
-                    header_revision: chunk.last_revision(),
-                    events,
-                    ..WatchOutput::default()
-                };
-                let fragment_limit = member.fragment.then_some(self.options.fragment_bytes);
-                if !member
-                    .queue
-                    .push_events(output, fragment_limit, &mut self.wakers)
-                {
-                    full.push((member.watcher, first.max(member.min_revision)));
-                    continue;
-                }
-                self.events_sent += 1;
-                if member.progress_notify {
-                    self.watchers[member.watcher].quiet = false;
+                let mut next = first.max(member.min_revision);
+                for (revision, events) in chunk.responses(next, REVISIONS_APART_MAX) {
+                    let output = WatchOutput {
+                        watch_id: member.watch_id,
+                        header_revision: revision,
+                        events,
+                        ..WatchOutput::default()
+                    };
+                    let fragment_limit = member.fragment.then_some(self.options.fragment_bytes);
+                    if !member
+                        .queue
+                        .push_events(output, fragment_limit, &mut self.wakers)
+                    {
+                        full.push((member.watcher, next));
+                        break;
+                    }
+                    next = revision + 1;
+                    self.events_sent += 1;
+                    if member.progress_notify {
+                        self.watchers[member.watcher].quiet = false;
+                    }
                 }
             }
         }

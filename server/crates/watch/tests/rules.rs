@@ -53,7 +53,7 @@ fn created_comes_first_and_then_events_as_they_happen() {
     }
     assert_eq!(
         client.all(),
-        ["0 @2: created", "0 @5: PUT k=new (3) DELETE k (5)"]
+        ["0 @2: created", "0 @3: PUT k=new (3)", "0 @5: DELETE k (5)"]
     );
 }
 
@@ -67,6 +67,31 @@ fn changes_that_come_one_by_one_are_answered_one_by_one() {
     store.put("k2", "b");
     store.settle();
     assert_eq!(client.all(), ["0 @2: PUT k1=a (2)", "0 @3: PUT k2=b (3)"]);
+}
+
+/// Etcd does so for a watcher that keeps up, and clients read one answer for each of their writes.
+#[test]
+fn changes_that_come_together_are_answered_one_by_one_unless_they_are_many() {
+    for (changes, apart) in [(1, true), (16, true), (17, false), (100, false)] {
+        let mut store = Fixture::new();
+        let mut client = store.client();
+        client.create(&watch("k"));
+        let mut events = Vec::new();
+        for change in 0..changes {
+            let revision = store.put("k", &change.to_string());
+            events.push((revision, format!("PUT k={change} ({revision})")));
+        }
+        store.settle();
+        let wanted: Vec<String> = if apart {
+            let response = |(revision, event)| format!("0 @{revision}: {event}");
+            events.into_iter().map(response).collect()
+        } else {
+            let last = store.revision();
+            let all: Vec<_> = events.into_iter().map(|(_, event)| event).collect();
+            vec![format!("0 @{last}: {}", all.join(" "))]
+        };
+        assert_eq!(client.all(), wanted, "{changes} changes");
+    }
 }
 
 #[test]
@@ -97,7 +122,11 @@ fn an_empty_key_is_the_smallest_key() {
     store.settle();
     assert_eq!(
         client.all(),
-        ["0 @4: PUT a=1 (2) PUT \0=3 (4)", "1 @4: PUT \0=3 (4)"]
+        [
+            "0 @2: PUT a=1 (2)",
+            "0 @4: PUT \0=3 (4)",
+            "1 @4: PUT \0=3 (4)"
+        ]
     );
 }
 
@@ -118,7 +147,14 @@ fn a_range_end_of_zero_is_everything_from_the_key_on() {
     store.settle();
     let mut all = client.all();
     all.sort();
-    assert_eq!(all, ["0 @3: PUT z=2 (3)", "1 @3: PUT a=1 (2) PUT z=2 (3)"]);
+    assert_eq!(
+        all,
+        [
+            "0 @3: PUT z=2 (3)",
+            "1 @2: PUT a=1 (2)",
+            "1 @3: PUT z=2 (3)"
+        ]
+    );
 }
 
 #[test]
@@ -470,7 +506,6 @@ fn fragments_stay_below_the_limit_and_only_if_asked_for() {
         .map(|key| (key.as_str(), Some(value.as_str())))
         .collect();
     store.apply(txn(&changes));
-    store.put("k9", "small");
     store.settle();
     let responses: Vec<_> = std::iter::from_fn(|| client.next()).collect();
     let whole: Vec<_> = responses.iter().filter(|it| it.watch_id == 0).collect();
@@ -521,9 +556,16 @@ fn previous_values_come_if_asked_for_and_not_for_creations() {
     assert_eq!(
         client.all(),
         [
-            "0 @6: PUT k=0 (2) PUT k=1 (3) DELETE k (4) PUT k=3 (5) DELETE k (6)",
-            "1 @6: PUT k=0 (2) PUT k=1 (3) prev 0 DELETE k (4) prev 1 PUT k=3 (5) DELETE k (6) \
-             prev 3"
+            "0 @2: PUT k=0 (2)",
+            "0 @3: PUT k=1 (3)",
+            "0 @4: DELETE k (4)",
+            "0 @5: PUT k=3 (5)",
+            "0 @6: DELETE k (6)",
+            "1 @2: PUT k=0 (2)",
+            "1 @3: PUT k=1 (3) prev 0",
+            "1 @4: DELETE k (4) prev 1",
+            "1 @5: PUT k=3 (5)",
+            "1 @6: DELETE k (6) prev 3"
         ]
     );
     // The same from the history.
@@ -750,8 +792,8 @@ fn equal_watchers_share_their_events() {
     for client in &mut clients {
         client.create(&watch_prefix("k"));
     }
-    store.put("k", &"v".repeat(1_000));
-    store.put("k", &"v".repeat(1_000));
+    let value = "v".repeat(1_000);
+    store.apply(txn(&[("k1", Some(&value)), ("k2", Some(&value))]));
     store.settle();
     let mut pointers = std::collections::HashSet::new();
     for client in &mut clients {

@@ -24,7 +24,7 @@ use futures::{FutureExt as _, Stream, StreamExt};
 use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http::{header, request};
 use http_body_util::{BodyExt, Full, StreamBody};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tonic::{Code, Status};
 
 use self::json_stream::{JsonStream, NoValue};
@@ -145,15 +145,17 @@ impl Gateway {
         }
         let caller = Caller::new(self.services.clone(), metadata(&parts.headers), extensions);
         if route.form == Form::Bidirectional {
+            let stream = self.stream().await;
             let (requests, malformed) = self.messages(route, body);
             let answers = caller.call(&route.grpc_path, streamed(requests)).await;
-            return Ok(lines(route, answers, Some(malformed)).await);
+            return Ok(lines(route, answers, Some(malformed), stream).await);
         }
         let message = self.read_message(route, parts, body).await?;
+        let stream = self.stream().await;
         let body = tonic::body::Body::new(Full::new(framed(&message)));
         let mut answers = caller.call(&route.grpc_path, body).await;
         if route.form == Form::ServerStream {
-            return Ok(lines(route, answers, None).await);
+            return Ok(lines(route, answers, None, stream).await);
         }
         let mut json = String::new();
         let answer = answers.only().await?;
@@ -161,6 +163,13 @@ impl Gateway {
         let mut response = json_response(StatusCode::OK, json);
         mark_as_called(response.headers_mut());
         Ok(response)
+    }
+
+    /// Waits until the gateway may have one more stream, as long as the client likes to wait.
+    async fn stream(&self) -> Option<OwnedSemaphorePermit> {
+        let streams = Arc::clone(&self.node.gateway_streams);
+        // It is never closed.
+        streams.acquire_owned().await.ok()
     }
 
     fn json_bytes_max(&self) -> usize {
@@ -457,6 +466,7 @@ async fn lines(
     route: &'static Route,
     answers: Answers,
     malformed: Option<oneshot::Receiver<Status>>,
+    stream: Option<OwnedSemaphorePermit>,
 ) -> Response<ResponseBody> {
     let malformed = async move {
         // Without a reading side, or after it has ended well, there is nothing to tell.
@@ -466,6 +476,8 @@ async fn lines(
         }
     };
     let mut lines = Box::pin(async_stream::stream! {
+        // It is one of the gateway's until the client has the last line, or is gone.
+        let _stream = stream;
         let malformed = malformed.fuse();
         tokio::pin!(malformed);
         let mut answers = answers;

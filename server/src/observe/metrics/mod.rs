@@ -241,6 +241,9 @@ fn scrapes_by_code(scrapes: IntCounterVec) -> IntCounterVec {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LogObserver;
 
+/// A sync of the log that takes longer is worth a warning; etcd's `warnSyncDuration`.
+const SYNC_EXPECTED: Duration = Duration::from_secs(1);
+
 impl Observer for LogObserver {
     fn written(&self, bytes: u64, records: u64, duration: Duration) {
         METRICS.log_write.observe(duration.as_secs_f64());
@@ -252,6 +255,14 @@ impl Observer for LogObserver {
 
     fn synced(&self, duration: Duration) {
         METRICS.log_sync.observe(duration.as_secs_f64());
+        if duration > SYNC_EXPECTED {
+            // Etcd's words: guides about slow disks tell people to look for them.
+            tracing::warn!(
+                took = ?duration,
+                "expected-duration" = ?SYNC_EXPECTED,
+                "slow fdatasync"
+            );
+        }
     }
 
     fn segment_started(&self, _sequence: u64) {
@@ -280,7 +291,45 @@ pub fn render(node: &Node) -> Result<Vec<u8>, metastore_store::EngineError> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{self, Write};
+    use std::sync::Arc;
+
+    use parking_lot::Mutex;
+
     use super::*;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_slow_sync_of_the_log_is_warned_of() {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .json()
+            .with_writer(move || writer.clone())
+            .finish();
+        tracing::subscriber::with_default(subscriber, || {
+            LogObserver.synced(SYNC_EXPECTED);
+            assert!(lines.0.lock().is_empty(), "one second is expected");
+            LogObserver.synced(Duration::from_millis(1500));
+        });
+        let line = String::from_utf8(lines.0.lock().clone()).expect("text");
+        for part in ["WARN", "slow fdatasync", "\"took\":\"1.5s\"", "\"1s\""] {
+            assert!(line.contains(part), "{part}: {line}");
+        }
+    }
 
     #[test]
     fn every_handle_has_a_row_in_the_catalog() {

@@ -140,7 +140,8 @@ impl Dialer {
         channel: peer::Channel,
         address: PeerAddress,
     ) -> Result<Connection, DialError> {
-        let unreachable = |error: io::Error| DialError::Unreachable(error.to_string());
+        let unreachable =
+            |error: io::Error| DialError::Unreachable(self.connector.describe(&error));
         let stream = self
             .connector
             .connect(address.clone())

@@ -48,6 +48,11 @@ pub type BoxedStream = Box<dyn PeerStream>;
 pub trait Connector: Send + Sync + 'static {
     /// Connects to an address. The caller bounds the time.
     fn connect(&self, address: PeerAddress) -> BoxFuture<'static, io::Result<BoxedStream>>;
+
+    /// What went wrong on the way to a member, or on such a connection, in words for its operator.
+    fn describe(&self, error: &io::Error) -> String {
+        error.to_string()
+    }
 }
 
 /// What comes of an accepted connection: a stream behind the magic line of a peer, or `None` when
