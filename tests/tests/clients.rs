@@ -837,6 +837,34 @@ async fn clients_of_other_languages_work() {
     assert!(failures.is_empty(), "{failures}");
 }
 
+/// The programs of `examples/` that a shell does not run; the others are run beside the gateway's tests.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_examples_in_other_languages_run_as_written() {
+    let member = Member::start(subject()).await;
+    let python = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../examples/python/first_steps.py"
+    );
+    let mut failures = String::new();
+    for (program, arguments) in [
+        (tool("go-example"), &[][..]),
+        (client_runner("run-python"), &[python]),
+        (client_runner("rust-example"), &[]),
+    ] {
+        let mut command = Command::new(&program);
+        command
+            .args(arguments)
+            .env("ETCDCTL_ENDPOINTS", member.endpoint());
+        let output = tokio::task::spawn_blocking(move || run(command, "", GO_LIMIT))
+            .await
+            .unwrap();
+        if !output.ends_with("[exit status: 0]") {
+            let _ = writeln!(failures, "{}: {output}", program.display());
+        }
+    }
+    assert!(failures.is_empty(), "{failures}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clientv3_logs_in_and_stays_logged_in() {
     for size in [1, 3] {

@@ -1,14 +1,18 @@
 #!/usr/bin/env bash
 # Installs etcd clients of other languages, once, from their public registries into the cache folder:
-# three for Python, one for Node, one for Java. Prints the folder as its last line; in it are the
+# three for Python, one each for Node, Java and Rust. Prints the folder as its last line; in it are the
 # commands `run-python`, `run-node` and `run-java`, each of which runs a program of tests/clients with its
-# libraries: `run-python smoke_aetcd.py host:port`, `run-node smoke.js host:port`, `run-java Smoke host:port`.
+# libraries: `run-python smoke_aetcd.py host:port`, `run-node smoke.js host:port`, `run-java Smoke host:port`,
+# and `rust-example`, which is examples/rust.
 #
 # Where a language itself is missing, its Debian packages are installed, and the script says so.
 set -euo pipefail
 
+PROTOC_PACKAGE_VERSION=1.85.1
+
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-wanted=$(cd "$here" && find clients tools/install-clients.sh -type f -print0 | sort -z | xargs -0 cat | cksum)
+wanted=$(cd "$here" && find clients tools/install-clients.sh ../examples/rust -name target -prune -o -type f -print0 \
+  | sort -z | xargs -0 cat | cksum)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/metastore/clients
 own=$cache/${wanted// /-}
 
@@ -49,6 +53,17 @@ say "Java"
 command -v mvn >/dev/null || debian maven default-jdk-headless
 (cd "$own/java" && mvn --quiet --batch-mode compile dependency:build-classpath -Dmdep.outputFile=classpath.txt >&2)
 printf '#!/bin/sh\nexec java -cp "%s/java/target/classes:%s" "$@"\n' "$own" "$(cat "$own/java/classpath.txt")" >"$own/run-java"
+
+say "Rust"
+# The crate compiles the messages with protoc, which a Python package has.
+python3 -m venv "$own/protoc-venv" >&2
+"$own/protoc-venv/bin/pip" install --quiet --disable-pip-version-check "grpcio-tools==$PROTOC_PACKAGE_VERSION" >&2
+printf '#!/bin/sh\nexec "%s/protoc-venv/bin/python" -m grpc_tools.protoc "$@"\n' "$own" >"$own/protoc"
+chmod +x "$own/protoc"
+cp -r "$here/../examples/rust" "$own/rust"
+(cd "$own/rust" && PROTOC="$own/protoc" RUSTFLAGS='' cargo build --quiet --locked --target-dir "$own/rust/target" >&2)
+mv "$own/rust/target/debug/metastore-example" "$own/rust-example"
+rm -rf "$own/rust" "$own/protoc" "$own/protoc-venv"
 
 chmod +x "$own"/run-*
 touch "$own/.installed"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the programs that the outside tests compare MetaStore with, once, into the cache folder:
-# etcd, etcdctl, etcdutl and etcd's load tool `benchmark`, from their public Go modules, and our own
-# clientv3 test program (tests/go). Prints the folder with the programs as its last line. Trees with
+# etcd, etcdctl, etcdutl and etcd's load tool `benchmark`, from their public Go modules, our own
+# clientv3 test program (tests/go) and the example in Go (examples/go). Prints the folder with the programs as its last line. Trees with
 # other sources of our program have other folders, and share the programs of etcd.
 #
 # Safe to run at any time and by several processes at once: it holds a lock while it builds, and a
@@ -22,9 +22,10 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/metastore/etcd-$ETCD_VERSION
 bin=$cache/bin
 program_sources=$here/../go
+example_sources=$here/../../examples/go
 
-# What is installed depends on this script and on our Go program, and on nothing else.
-wanted=$(cat "$here/install.sh" "$program_sources"/*.go "$program_sources"/go.mod | cksum)
+# What is installed depends on this script and on our Go programs, and on nothing else.
+wanted=$(cat "$here/install.sh" "$program_sources"/*.go "$program_sources"/go.mod "$example_sources"/* | cksum)
 own=$cache/tests-${wanted// /-}
 if [[ -f $own/.installed ]]; then
   echo "$own"
@@ -131,6 +132,7 @@ MODULE
 [[ -x $bin/etcdutl ]] || build "$etcd_module" "$bin/etcdutl" go.etcd.io/etcd/etcdutl/v3
 # Its versions are pinned in the tree, which a test run must not write to.
 GOFLAGS=${GOFLAGS/-mod=mod/-mod=readonly} build "$program_sources" "$own/clientv3-check" .
+GOFLAGS=${GOFLAGS/-mod=mod/-mod=readonly} build "$example_sources" "$own/go-example" .
 [[ -x $bin/benchmark ]] || build "$benchmark_module" "$bin/benchmark" go.etcd.io/etcd/v3/tools/benchmark
 
 # Not through a pipe: grep ends at the first line, and etcd would fail to write the others.

@@ -414,6 +414,8 @@ async fn the_examples_run_as_written() {
             "json-gateway.sh",
             "http-api.sh",
             "first-steps.sh",
+            "lock.sh",
+            "watch-after-compaction.sh",
             "election.sh",
             "service-discovery.sh",
         ] {
