@@ -282,8 +282,15 @@ async fn only_certificates_of_an_allowed_name_are_served() {
             .issue(certificates.path(), name, request(name));
         let answer = etcdctl(&member.endpoint(), ca, Some(&certificate), "get a");
         assert_eq!(answer.status.success(), is_welcome, "{name}");
-        let alert = texts(&answer).contains("remote error: tls: bad certificate");
-        assert_ne!(alert, is_welcome, "{name}: {}", texts(&answer));
+        // A client whose first write meets the closed connection never reads the alert.
+        let refused = [
+            "remote error: tls: bad certificate",
+            "broken pipe",
+            "reset by peer",
+        ]
+        .iter()
+        .any(|text| texts(&answer).contains(text));
+        assert_ne!(refused, is_welcome, "{name}: {}", texts(&answer));
     }
     logged(
         &member,
