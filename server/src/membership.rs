@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use metastore_consensus::state_machine::LogPosition;
 use metastore_consensus::{ChangeError, MembershipChange};
 use metastore_proto::error_text::EtcdError;
 use metastore_proto::internal::{
@@ -292,23 +293,26 @@ impl Node {
     fn waiting_for_votes(&self) -> Vec<u64> {
         let directory = self.application.directory.current();
         let voters = self.consensus.voters();
-        let last = self
-            .status()
-            .last_log
-            .map_or(0, |position| position.index + 1);
-        let progress = self.consensus.progress();
-        let has_caught_up = |id: u64| {
-            let peer = progress.iter().find(|peer| peer.id == id);
-            peer.is_some_and(|peer| {
-                let matched = peer.matched.map_or(0, |position| position.index + 1);
-                peer.active_for.is_some() && matched * 100 >= last * LEARNER_READY_PERCENT
-            })
-        };
         directory
             .voters()
             .map(|member| member.id)
-            .filter(|id| !voters.contains(id) && has_caught_up(*id))
+            .filter(|id| !voters.contains(id))
+            .filter(|id| self.peers.active_for(*id).is_some())
+            .filter(|id| self.has_caught_up(*id) == Some(true))
             .collect()
+    }
+
+    /// Whether a member has so much of this leader's log that it may have a vote; `None` when the leader
+    /// sends it nothing.
+    fn has_caught_up(&self, id: u64) -> Option<bool> {
+        if id == self.member_id {
+            return Some(true);
+        }
+        let entries = |last: Option<LogPosition>| last.map_or(0, |position| position.index + 1);
+        let progress = self.consensus.progress();
+        let peer = progress.iter().find(|peer| peer.id == id)?;
+        let last = entries(self.status().last_log);
+        Some(entries(peer.matched) * 100 >= last * LEARNER_READY_PERCENT)
     }
 
     fn enough_started_with_a_new_voter(&self) -> bool {
@@ -319,23 +323,7 @@ impl Node {
     }
 
     fn check_may_promote(&self, id: u64) -> Result<(), RequestError> {
-        let progress = self.consensus.progress();
-        let matched_entries = |member: u64| {
-            progress
-                .iter()
-                .find(|peer| peer.id == member)
-                .map(|peer| peer.matched.map_or(0, |position| position.index + 1))
-        };
-        let last = self
-            .status()
-            .last_log
-            .map_or(0, |position| position.index + 1);
-        let matched = if id == self.member_id {
-            last
-        } else {
-            matched_entries(id).ok_or(EtcdError::MemberNotFound)?
-        };
-        if matched * 100 < last * LEARNER_READY_PERCENT {
+        if !self.has_caught_up(id).ok_or(EtcdError::MemberNotFound)? {
             return Err(EtcdError::LearnerNotReady.into());
         }
         if !self.config.strict_reconfig_check {

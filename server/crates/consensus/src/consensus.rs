@@ -23,8 +23,8 @@ use crate::completion::{self, Mailbox};
 use crate::counters::{CounterValues, Counters};
 use crate::entry_log::EntryLog;
 use crate::error::{
-    ChangeError, InitializeError, MembershipChange, PeerError, ProposeError, ReadIndexError,
-    StartError, TransferError,
+    ChangeError, MembershipChange, PeerError, ProposeError, ReadIndexError, StartError,
+    TransferError,
 };
 use crate::leadership::{Leadership, Role};
 use crate::node::{Node, Parts, RaftNode};
@@ -285,12 +285,14 @@ impl Consensus {
     }
 
     /// Makes the first membership of a new cluster. Called with the same voters on each of them;
-    /// no effect on a member that has a log. A server does it before its consensus runs, with
-    /// [`crate::form_cluster`], which leaves out the first term.
-    ///
-    /// # Errors
-    /// See [`InitializeError`].
-    pub async fn initialize(&self, voters: BTreeSet<u64>) -> Result<(), InitializeError> {
+    /// no effect on a member that has a log. For this crate's tests: a server does it before its consensus
+    /// runs, with [`crate::form_cluster`], which leaves out the first term.
+    #[cfg(test)]
+    pub(crate) async fn initialize(
+        &self,
+        voters: BTreeSet<u64>,
+    ) -> Result<(), crate::error::InitializeError> {
+        use crate::error::InitializeError;
         use openraft::errors::InitializeError as RaftInitializeError;
         match self.inner.raft.initialize(voters).await {
             Ok(()) | Err(RaftError::APIError(RaftInitializeError::NotAllowed(_))) => Ok(()),

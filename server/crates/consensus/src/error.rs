@@ -17,8 +17,9 @@ pub enum StartError {
 }
 
 /// Why the first membership could not be made.
+#[cfg(test)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum InitializeError {
+pub(crate) enum InitializeError {
     /// This member is not among the voters.
     #[error("this member is not among the first voters")]
     NotAMember,

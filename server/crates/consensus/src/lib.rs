@@ -43,8 +43,8 @@ pub use consensus::{Consensus, ConsensusStatus, PeerProgress, ReadIndex};
 pub use counters::{CounterValues, PeerCounterValues, TransferValues};
 pub use entry_log::EntryLog;
 pub use error::{
-    ChangeError, InitializeError, MembershipChange, PeerError, ProposeError, ReadIndexError,
-    StartError, TransferError,
+    ChangeError, MembershipChange, PeerError, ProposeError, ReadIndexError, StartError,
+    TransferError,
 };
 pub use force::{force_single_member, form_cluster};
 pub use options::{ConsensusOptions, SNAPSHOT_CATCHUP_ENTRIES_DEFAULT, SNAPSHOT_ENTRIES_DEFAULT};

@@ -6,7 +6,8 @@ use bytes::Bytes;
 
 use super::cluster::{Cluster, eventually, in_time, test_options};
 use super::toy::ToyReply;
-use crate::{InitializeError, ProposeError, ReadIndexError};
+use crate::error::InitializeError;
+use crate::{ProposeError, ReadIndexError};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sole_member_elects_itself_proposes_and_reads() {
