@@ -37,6 +37,7 @@ pub mod listeners;
 pub mod member_directory;
 pub mod membership;
 #[cfg(test)]
+pub mod memory_lock;
 mod mutation;
 pub mod node;
 pub mod observe;

@@ -37,6 +37,7 @@ use crate::listen::{ClientThreads, Traffic};
 use crate::listeners::{self, ClientSocket};
 use crate::member_directory::MemberDirectory;
 use crate::membership;
+use crate::memory_lock;
 use crate::node::{GRPC_OVERHEAD_BYTES, Node};
 use crate::observe::metrics::{LogObserver, METRICS, runtimes};
 use crate::observe::traces;
@@ -246,6 +247,9 @@ async fn run_async(mut config: Config) -> Result<(), RunError> {
     }
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    if config.memory_mlock {
+        memory_lock::lock().map_err(RunError::Fatal)?;
+    }
     // Programs in Go live through these, and the scripts of whoever rotates logs send them.
     let _ignored = [
         signal(SignalKind::user_defined1())?,
