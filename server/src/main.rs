@@ -3,12 +3,13 @@
 use std::process::ExitCode;
 
 use metastore_server::config::{Config, Parsed};
+use metastore_server::observe::heap_profile::Sampled;
 use metastore_server::observe::log;
 use metastore_server::{startup, tcp_gateway};
 
 /// The system allocator spends 10 % more of a request's time than this one.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: Sampled<mimalloc::MiMalloc> = Sampled(mimalloc::MiMalloc);
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1).peekable();

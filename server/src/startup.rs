@@ -39,6 +39,7 @@ use crate::member_directory::MemberDirectory;
 use crate::membership;
 use crate::memory_lock;
 use crate::node::{GRPC_OVERHEAD_BYTES, Node};
+use crate::observe::heap_profile;
 use crate::observe::metrics::{LogObserver, METRICS, runtimes};
 use crate::observe::traces;
 use crate::peer_activity;
@@ -243,6 +244,7 @@ async fn run_async(mut config: Config) -> Result<(), RunError> {
             .map_err(|error| RunError::Fatal(format!("cannot send traces: {error}")))?;
     }
     if config.enable_pprof {
+        heap_profile::start();
         tracing::info!(path = "/debug/pprof", "pprof is enabled");
     }
     let mut terminate = signal(SignalKind::terminate())?;

@@ -366,7 +366,7 @@ pub static OPTIONS: &[OptionSpec] = &{
         O::new(G::Auth, "bcrypt-cost", K::Unsigned, "10", "Cost of password hashes, 4 to 31; each step doubles their time."),
         O::new(G::Auth, "auth-token-ttl", K::Unsigned, "300", "Life of a simple token after its last use.").unit("s").empty("0 = 300"),
         // Monitoring
-        O::new(G::Monitoring, "enable-pprof", K::Boolean, "false", "Serve CPU profiles under /debug/pprof/."),
+        O::new(G::Monitoring, "enable-pprof", K::Boolean, "false", "Serve profiles of the processor's time and of memory under /debug/pprof/."),
         O::new(G::Monitoring, "metrics", K::Text, "basic", "'basic', or 'extensive' for histograms of gRPC calls."),
         O::new(G::Monitoring, "listen-metrics-urls", K::Urls, "", "More URLs to listen on for health and metrics only.")
             .empty("they are served with the other HTTP endpoints only"),
