@@ -26,6 +26,7 @@ pub mod defragment;
 pub mod discovery;
 pub mod engines;
 pub mod error;
+pub mod grpc_proxy;
 pub mod http;
 pub mod identity_file;
 pub mod init_daemon;
