@@ -37,8 +37,8 @@ pub mod listen;
 pub mod listeners;
 pub mod member_directory;
 pub mod membership;
-#[cfg(test)]
 pub mod memory_lock;
+#[cfg(test)]
 mod mutation;
 pub mod node;
 pub mod observe;

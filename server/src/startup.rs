@@ -247,11 +247,11 @@ async fn run_async(mut config: Config) -> Result<(), RunError> {
         heap_profile::start();
         tracing::info!(path = "/debug/pprof", "pprof is enabled");
     }
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
     if config.memory_mlock {
         memory_lock::lock().map_err(RunError::Fatal)?;
     }
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
     // Programs in Go live through these, and the scripts of whoever rotates logs send them.
     let _ignored = [
         signal(SignalKind::user_defined1())?,
