@@ -52,5 +52,6 @@ pub mod startup;
 pub mod tasks;
 pub mod tcp_gateway;
 pub mod tls;
+pub mod unconfirmed_reads;
 pub mod version;
 pub mod waiters;

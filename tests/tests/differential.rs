@@ -21,6 +21,8 @@ use rand::rngs::StdRng;
 
 #[path = "differential/history.rs"]
 mod history;
+#[path = "differential/no_leader.rs"]
+mod no_leader;
 // One line for each case.
 #[rustfmt::skip]
 mod tables;
