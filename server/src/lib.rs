@@ -45,6 +45,7 @@ pub mod peer_activity;
 pub mod peer_service;
 pub mod peer_transport;
 pub mod quota;
+pub mod request_size;
 pub mod rpc;
 pub mod slow_requests;
 pub mod space;

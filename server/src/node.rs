@@ -24,6 +24,7 @@ use crate::observe::metrics::{self, METRICS};
 use crate::observe::traces;
 use crate::peer_activity::PeerActivity;
 use crate::peer_service::{self, Method};
+use crate::request_size;
 use crate::unconfirmed_reads::UnconfirmedReads;
 
 /// Entries that may be committed and not yet applied before new requests are refused.
@@ -426,16 +427,17 @@ impl Node {
         let mut command = Command {
             origin_member: self.member_id,
             request_id,
-            username: String::new(),
-            auth_revision: 0,
-            request: Some(request),
+            ..Command::default()
         };
         if let Some(identity) = identity {
             command.username = identity.username.as_ref().to_owned();
             command.auth_revision = identity.revision;
         }
+        let header_bytes = command.encoded_len();
+        let etcd_header_bytes = request_size::header(&command);
+        command.request = Some(request);
         let bytes = Bytes::from(command.encode_to_vec());
-        if bytes.len() > self.config.max_request_bytes {
+        if bytes.len() - header_bytes + etcd_header_bytes > self.config.max_request_bytes {
             return Err(EtcdError::RequestTooLarge.into());
         }
         Ok((request_id, bytes))
