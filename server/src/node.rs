@@ -24,6 +24,8 @@ use crate::observe::metrics::{self, METRICS};
 use crate::observe::traces;
 use crate::peer_activity::PeerActivity;
 use crate::peer_service::{self, Method};
+use crate::request_size;
+use crate::unconfirmed_reads::UnconfirmedReads;
 
 /// Entries that may be committed and not yet applied before new requests are refused.
 const APPLY_BACKLOG_ENTRIES_MAX: u64 = 5000;
@@ -62,6 +64,8 @@ pub struct Node {
     /// Calls that the JSON gateway may make at a time: to etcd's gRPC server its gateway is one client on
     /// one connection, whose limit of streams all its requests share.
     pub gateway_streams: Arc<Semaphore>,
+    /// Linearizable reads that wait for a leader.
+    pub unconfirmed_reads: Arc<UnconfirmedReads>,
     status: watch::Receiver<ConsensusStatus>,
     elections: Elections,
 }
@@ -120,6 +124,7 @@ impl Node {
             consensus,
             stopping,
             elections: Elections::default(),
+            unconfirmed_reads: Arc::default(),
             peers: PeerActivity::default(),
             defragmenting: tokio::sync::Mutex::default(),
         }
@@ -232,28 +237,66 @@ impl Node {
     /// leader for the whole request time.
     pub async fn linearize(&self) -> Result<(), RequestError> {
         let started = Instant::now();
-        let attempt = async {
-            loop {
-                match self.consensus.read_index().await {
-                    Ok(read_index) => {
-                        self.consensus.wait_applied(read_index.index).await;
-                        return Ok(());
-                    }
-                    Err(ReadIndexError::LeaderChanged) => return Err(EtcdError::LeaderChanged),
-                    Err(ReadIndexError::Stopped) => return Err(EtcdError::Stopped),
-                    Err(ReadIndexError::NoLeader | ReadIndexError::TimedOut) => {
-                        Box::pin(self.leader_or_pause()).await?;
-                    }
-                }
-            }
-        };
-        let outcome = tokio::time::timeout(self.request_timeout(), attempt).await;
+        let outcome = tokio::time::timeout(self.request_timeout(), self.confirm()).await;
         METRICS
             .linearizable_read_wait
             .observe(started.elapsed().as_secs_f64());
         match outcome {
             Ok(result) => Ok(result?),
+            Err(_) => Err(EtcdError::Timeout.into()),
+        }
+    }
+
+    /// [`Node::linearize`] for a question that etcd sends through its log although it changes nothing: it
+    /// is refused, counted and given up as a proposal of that `kind` is.
+    ///
+    /// # Errors
+    /// As [`Node::propose`].
+    pub async fn linearize_as_proposal(&self, kind: usize) -> Result<(), RequestError> {
+        self.admit_backlog(APPLY_BACKLOG_ENTRIES_MAX)?;
+        let started = Instant::now();
+        let pending = Pending::start();
+        let attempt = async {
+            loop {
+                match self.confirm().await {
+                    // A proposal goes to whoever leads.
+                    Err(EtcdError::LeaderChanged) => self.leader_or_pause().await?,
+                    result => return result,
+                }
+            }
+        };
+        let result = match tokio::time::timeout(self.request_timeout(), attempt).await {
+            Ok(result) => result.map_err(RequestError::from),
+            Err(_) if self.leader().is_none() => Err(RequestError::NotProposed),
             Err(_) => Err(self.timeout_error(started).into()),
+        };
+        let result = pending.end(result);
+        METRICS
+            .request_duration
+            .observe(kind, result.is_ok(), started.elapsed().as_secs_f64());
+        result
+    }
+
+    /// One confirmation of the leader, and the wait for what it says to be applied. Goes on until there is
+    /// a leader.
+    async fn confirm(&self) -> Result<(), EtcdError> {
+        loop {
+            match self.consensus.read_index().await {
+                Ok(read_index) => {
+                    self.unconfirmed_reads.end();
+                    self.consensus.wait_applied(read_index.index).await;
+                    return Ok(());
+                }
+                Err(ReadIndexError::LeaderChanged) => {
+                    self.unconfirmed_reads.end();
+                    return Err(EtcdError::LeaderChanged);
+                }
+                Err(ReadIndexError::Stopped) => return Err(EtcdError::Stopped),
+                Err(ReadIndexError::NoLeader | ReadIndexError::TimedOut) => {
+                    self.unconfirmed_reads.begin(self.request_timeout());
+                    Box::pin(self.leader_or_pause()).await?;
+                }
+            }
         }
     }
 
@@ -302,17 +345,21 @@ impl Node {
 
     /// Refuses a request when too much is committed and not yet applied.
     fn admit(&self, request: &Request) -> Result<(), EtcdError> {
+        // A revoke frees what weighs on an overloaded member.
+        let has_priority = matches!(request, Request::LeaseRevoke(_))
+            && self.config.feature_gates.is_enabled(PRIORITY_GATE);
+        self.admit_backlog(match has_priority {
+            true => PRIORITY_BACKLOG_ENTRIES_MAX,
+            false => APPLY_BACKLOG_ENTRIES_MAX,
+        })
+    }
+
+    fn admit_backlog(&self, entries_max: u64) -> Result<(), EtcdError> {
         let backlog = self
             .consensus
             .committed_index()
             .saturating_sub(self.consensus.applied_index());
-        if backlog <= APPLY_BACKLOG_ENTRIES_MAX {
-            return Ok(());
-        }
-        // A revoke frees what weighs on an overloaded member.
-        let has_priority = matches!(request, Request::LeaseRevoke(_))
-            && self.config.feature_gates.is_enabled(PRIORITY_GATE);
-        if has_priority && backlog <= PRIORITY_BACKLOG_ENTRIES_MAX {
+        if backlog <= entries_max {
             return Ok(());
         }
         Err(EtcdError::RequestTooManyRequests)
@@ -380,16 +427,17 @@ impl Node {
         let mut command = Command {
             origin_member: self.member_id,
             request_id,
-            username: String::new(),
-            auth_revision: 0,
-            request: Some(request),
+            ..Command::default()
         };
         if let Some(identity) = identity {
             command.username = identity.username.as_ref().to_owned();
             command.auth_revision = identity.revision;
         }
+        let header_bytes = command.encoded_len();
+        let etcd_header_bytes = request_size::header(&command);
+        command.request = Some(request);
         let bytes = Bytes::from(command.encode_to_vec());
-        if bytes.len() > self.config.max_request_bytes {
+        if bytes.len() - header_bytes + etcd_header_bytes > self.config.max_request_bytes {
             return Err(EtcdError::RequestTooLarge.into());
         }
         Ok((request_id, bytes))

@@ -773,7 +773,7 @@ fn status_response(answer: pb::StatusResponse) -> String {
         answer.storage_version,
         answer.db_size_quota,
         answer.db_size > 0,
-        answer.db_size_in_use <= answer.db_size,
+        0 < answer.db_size_in_use && answer.db_size_in_use <= answer.db_size,
         answer.raft_index >= answer.raft_applied_index,
         answer.raft_applied_index > 0,
         answer

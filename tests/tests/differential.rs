@@ -23,6 +23,10 @@ use rand::rngs::StdRng;
 mod errors;
 #[path = "differential/history.rs"]
 mod history;
+#[path = "differential/no_leader.rs"]
+mod no_leader;
+#[path = "differential/request_size.rs"]
+mod request_size;
 // One line for each case.
 #[rustfmt::skip]
 mod tables;

@@ -25,7 +25,7 @@ use std::time::Duration;
 use metastore_tests::certificates::{Authority, Pair, client_config, replace, request};
 use metastore_tests::member::free_port;
 use metastore_tests::programs::{subject, tool};
-use metastore_tests::{Client, Member, MemberBuilder, deadline, eventually};
+use metastore_tests::{Client, Member, MemberBuilder, Program, deadline, eventually};
 use tempfile::TempDir;
 
 /// Longest wait for something that takes a member milliseconds.
@@ -267,6 +267,79 @@ async fn clients_with_a_certificate_are_served_and_all_others_refused() {
 }
 
 /// A member that serves only certificates of these names, by the key that etcd's file has too.
+/// Why a handshake of TLS 1.3 with this certificate fails, as the client sees it.
+async fn refusal(address: &str, config: Arc<rustls::ClientConfig>) -> String {
+    use tokio::io::AsyncReadExt;
+    let work = async {
+        let stream = tokio::net::TcpStream::connect(address).await?;
+        let name = "127.0.0.1".try_into().unwrap();
+        let mut stream = tokio_rustls::TlsConnector::from(config)
+            .connect(name, stream)
+            .await?;
+        // The server's word about the certificate comes after the client's part of the handshake.
+        stream.read_u8().await
+    };
+    match tokio::time::timeout(deadline(LIMIT), work).await {
+        Ok(Ok(byte)) => format!("served, {byte}"),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "no answer".to_owned(),
+    }
+}
+
+#[tokio::test]
+async fn refused_certificates_get_the_alerts_of_etcd() {
+    let certificates = Certificates::new();
+    let folder = certificates.path();
+    let issue = |authority: &Authority, name, request| authority.issue(folder, name, request);
+    let own = &certificates.authority;
+    let clients = [
+        ("none", None),
+        (
+            "of a stranger",
+            Some(issue(
+                &Authority::new("a stranger"),
+                "unknown",
+                request("eve"),
+            )),
+        ),
+        (
+            "of a namesake",
+            Some(issue(
+                &Authority::new("test authority"),
+                "namesake",
+                request("eve"),
+            )),
+        ),
+        (
+            "expired",
+            Some(issue(own, "expired", request("old").expired())),
+        ),
+        (
+            "for servers",
+            Some(issue(own, "wrong-use", request("server").servers_only())),
+        ),
+    ];
+    let mut refusals = Vec::new();
+    for program in [Program::Etcd, subject()] {
+        let member = certificates
+            .demanding_member()
+            .program(program)
+            .start()
+            .await;
+        let mut refused = Vec::new();
+        for (name, pair) in &clients {
+            let config = client_config(&[own.pem()], pair.as_ref());
+            refused.push((name, refusal(&member.address(), config).await));
+        }
+        refusals.push(refused);
+    }
+    assert_eq!(refusals[1], refusals[0], "(left: ours, right: etcd)");
+    assert!(
+        refusals[0].iter().all(|(_, text)| text.contains("alert")),
+        "{refusals:?}"
+    );
+}
+
 #[tokio::test]
 async fn only_certificates_of_an_allowed_name_are_served() {
     let certificates = Certificates::new();

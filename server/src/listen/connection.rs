@@ -414,10 +414,10 @@ where
     match protocol {
         Protocol::Http2 => {
             let pings = counts_pings.then_some(options.ping_interval_min);
-            h2::server::with_ping_interval_min(pings, || {
-                options.http2.serve_connection(io, service)
-            })
-            .await
+            // Where gRPC's own server answers in etcd, no answer has a date.
+            let mut http2 = options.http2.clone();
+            http2.auto_date_header(!counts_pings);
+            h2::server::with_ping_interval_min(pings, || http2.serve_connection(io, service)).await
         }
         Protocol::Http1 if traffic == Traffic::Grpc => {
             return Err("HTTP/1.1 on a port for gRPC".to_owned());

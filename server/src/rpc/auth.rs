@@ -23,6 +23,7 @@ use tonic::{Request, Response, Status};
 use super::{OnLearner, check_call, credentials_of};
 use crate::auth::Credentials;
 use crate::node::Node;
+use crate::observe::metrics;
 
 /// The Auth service of a member.
 #[derive(Clone)]
@@ -59,11 +60,12 @@ impl AuthService {
     async fn read<T>(
         &self,
         request: &Request<T>,
+        kind: usize,
         check: impl FnOnce(&AuthState, Option<&Identity>) -> Result<(), EtcdError>,
     ) -> Result<(Arc<AuthState>, Option<ResponseHeader>), Status> {
         let credentials = self.check(request)?;
         let identity = self.node.identify(&credentials).await?;
-        self.node.linearize().await?;
+        self.node.linearize_as_proposal(kind).await?;
         let state = self.node.auth().state();
         check(&state, identity.as_ref())?;
         Ok((state, Some(self.node.header())))
@@ -92,7 +94,9 @@ impl Auth for AuthService {
         &self,
         request: Request<AuthStatusRequest>,
     ) -> Result<Response<AuthStatusResponse>, Status> {
-        let (state, header) = self.read(&request, |_, _| Ok(())).await?;
+        let (state, header) = self
+            .read(&request, metrics::AUTH_STATUS, |_, _| Ok(()))
+            .await?;
         Ok(Response::new(AuthStatusResponse {
             header,
             enabled: state.enabled,
@@ -139,7 +143,7 @@ impl Auth for AuthService {
     ) -> Result<Response<AuthUserGetResponse>, Status> {
         let name = request.get_ref().name.clone();
         let (state, header) = self
-            .read(&request, |state, identity| {
+            .read(&request, metrics::AUTH_USER_GET, |state, identity| {
                 state.check_user_get(identity, &name)
             })
             .await?;
@@ -154,7 +158,9 @@ impl Auth for AuthService {
         &self,
         request: Request<AuthUserListRequest>,
     ) -> Result<Response<AuthUserListResponse>, Status> {
-        let (state, header) = self.read(&request, AuthState::check_admin).await?;
+        let (state, header) = self
+            .read(&request, metrics::AUTH_USER_LIST, AuthState::check_admin)
+            .await?;
         Ok(Response::new(AuthUserListResponse {
             header,
             users: state.user_names().map(str::to_owned).collect(),
@@ -219,7 +225,7 @@ impl Auth for AuthService {
     ) -> Result<Response<AuthRoleGetResponse>, Status> {
         let role = request.get_ref().role.clone();
         let (state, header) = self
-            .read(&request, |state, identity| {
+            .read(&request, metrics::AUTH_ROLE_GET, |state, identity| {
                 state.check_role_get(identity, &role)
             })
             .await?;
@@ -233,7 +239,9 @@ impl Auth for AuthService {
         &self,
         request: Request<AuthRoleListRequest>,
     ) -> Result<Response<AuthRoleListResponse>, Status> {
-        let (state, header) = self.read(&request, AuthState::check_admin).await?;
+        let (state, header) = self
+            .read(&request, metrics::AUTH_ROLE_LIST, AuthState::check_admin)
+            .await?;
         Ok(Response::new(AuthRoleListResponse {
             header,
             roles: state.role_names().map(str::to_owned).collect(),

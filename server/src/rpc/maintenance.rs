@@ -24,7 +24,7 @@ use crate::alarms;
 use crate::application::Response as ApplyResponse;
 use crate::error::RequestError;
 use crate::node::Node;
-use crate::observe::metrics::METRICS;
+use crate::observe::metrics::{self, METRICS};
 use crate::version;
 
 /// The Maintenance service of a member.
@@ -84,12 +84,12 @@ impl MaintenanceService {
     /// Alarm, without gRPC.
     ///
     /// # Errors
-    /// As [`Node::linearize`] for a list, [`Node::propose`] otherwise.
+    /// As [`Node::propose`].
     pub async fn alarm_inner(&self, request: AlarmRequest) -> Result<AlarmResponse, RequestError> {
         let node = &self.node;
         let alarms = if request.action() == AlarmAction::Get {
             // etcd sends the question through its log; waiting for what was committed sees the same.
-            node.linearize().await?;
+            node.linearize_as_proposal(metrics::ALARM).await?;
             node.application.alarms.list(request.alarm)
         } else {
             match node.propose(Proposal::Alarm(request)).await? {

@@ -5,6 +5,8 @@ use std::path::Path;
 
 use rustls::{AlertDescription, CertificateError, Error, PeerIncompatible};
 
+use super::trust;
+
 /// Go's text for a file that cannot be opened.
 #[must_use]
 pub fn open_error(path: &Path, error: &io::Error) -> String {
@@ -79,6 +81,10 @@ fn certificate_error(error: &CertificateError) -> String {
             format!("certificate has expired or is not yet valid: {error}")
         }
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
+            "certificate specifies an incompatible key usage".to_owned()
+        }
+        // See `Trust`.
+        error if *error == trust::wrong_usage() => {
             "certificate specifies an incompatible key usage".to_owned()
         }
         other => other.to_string(),

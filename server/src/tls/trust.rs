@@ -205,6 +205,32 @@ impl Allowed {
     }
 }
 
+/// Rustls chooses the alert by the error, and has other alerts than Go for two of them.
+fn with_alert_of_go(error: Error) -> Error {
+    match error {
+        // `bad certificate` instead of `unsupported certificate`.
+        Error::InvalidCertificate(
+            CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. },
+        ) => Error::InvalidCertificate(wrong_usage()),
+        // An authority of the same name with another key is an unknown one.
+        Error::InvalidCertificate(
+            CertificateError::UnsupportedSignatureAlgorithmContext { .. }
+            | CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. }
+            | CertificateError::BadSignature,
+        ) => Error::InvalidCertificate(CertificateError::UnknownIssuer),
+        other => other,
+    }
+}
+
+/// A client's certificate that is not for clients: the error of a wrong name, which has the alert
+/// `bad certificate`, for a name that no certificate is ever asked for.
+pub(super) fn wrong_usage() -> CertificateError {
+    CertificateError::NotValidForNameContext {
+        expected: ServerName::try_from("client.usage.invalid").expect("a valid name"),
+        presented: Vec::new(),
+    }
+}
+
 /// Whether a certificate is for this host name or IP address.
 pub(super) fn is_valid_for(certificate: &CertificateDer<'_>, name: &str) -> bool {
     let Ok(name) = ServerName::try_from(name) else {
@@ -242,7 +268,9 @@ impl ClientCertVerifier for Trust {
             let Some(clients) = &authorities.clients else {
                 return Err(Error::InvalidCertificate(CertificateError::UnknownIssuer));
             };
-            clients.verify_client_cert(end_entity, intermediates, now)
+            clients
+                .verify_client_cert(end_entity, intermediates, now)
+                .map_err(with_alert_of_go)
         })?;
         self.allowed.check(end_entity)?;
         Ok(ClientCertVerified::assertion())

@@ -31,6 +31,9 @@ async fn ask(member: &Member, method: &str, timeout: Option<&str>) -> String {
     let _ = body.send_data(Bytes::from_static(MESSAGE), true);
     let (head, mut body) = answer.await.unwrap().into_parts();
     let mut shown = format!("{} {:?}", head.status, head.headers.get("content-type"));
+    if head.headers.contains_key("date") {
+        shown.push_str(" with a date");
+    }
     let mut bytes = 0;
     while let Some(Ok(data)) = body.data().await {
         bytes += data.len();

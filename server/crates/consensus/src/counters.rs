@@ -18,7 +18,6 @@ pub(crate) struct Counters {
     pub(crate) leader_changes: AtomicU64,
     pub(crate) read_index_rounds: AtomicU64,
     pub(crate) read_index_failures: AtomicU64,
-    pub(crate) read_index_timeouts: AtomicU64,
     pub(crate) late_heartbeats: AtomicU64,
     pub(crate) snapshots_built: AtomicU64,
     pub(crate) snapshots_sent: AtomicU64,
@@ -132,7 +131,6 @@ impl Counters {
             leader_changes: load(&self.leader_changes),
             read_index_rounds: load(&self.read_index_rounds),
             read_index_failures: load(&self.read_index_failures),
-            read_index_timeouts: load(&self.read_index_timeouts),
             late_heartbeats: load(&self.late_heartbeats),
             snapshots_built: load(&self.snapshots_built),
             snapshots_sent: load(&self.snapshots_sent),
@@ -180,10 +178,8 @@ pub struct CounterValues {
     pub leader_changes: u64,
     /// Rounds asked of the core or of the leader on behalf of linearizable reads.
     pub read_index_rounds: u64,
-    /// Rounds that ended because no leader was known or it changed.
+    /// Rounds during which the leader changed.
     pub read_index_failures: u64,
-    /// Rounds that got no answer in time.
-    pub read_index_timeouts: u64,
     /// Times that this leader was busy for more than a heartbeat interval when a heartbeat was due.
     pub late_heartbeats: u64,
     /// Snapshots built here.

@@ -45,15 +45,13 @@ pub(crate) struct RoundContext {
 }
 
 impl RoundContext {
+    /// Who waits for a leader asks again; only rounds whose readers have to be told are failures.
     fn count(&self, outcome: Result<ReadIndex, ReadIndexError>) {
-        let counter = match outcome {
-            Ok(_) | Err(ReadIndexError::Stopped) => return,
-            Err(ReadIndexError::TimedOut) => &self.counters.read_index_timeouts,
-            Err(ReadIndexError::NoLeader | ReadIndexError::LeaderChanged) => {
-                &self.counters.read_index_failures
-            }
-        };
-        counter.fetch_add(1, Ordering::Relaxed);
+        if outcome == Err(ReadIndexError::LeaderChanged) {
+            self.counters
+                .read_index_failures
+                .fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 

@@ -50,6 +50,10 @@ pub enum ReadError {
     Engine(#[from] EngineError),
 }
 
+/// What a store without keys counts as used: its records of revisions and members. etcd counts the pages of its
+/// empty tables; clients divide by this number.
+const EMPTY_STORE_BYTES: u64 = 4096;
+
 /// Answers reads from the committed state. Cheap to clone; any thread may use it.
 #[derive(Clone)]
 pub struct Reader {
@@ -425,12 +429,12 @@ impl Reader {
         Ok(rows)
     }
 
-    /// How large the store is.
+    /// How large the store is. An empty one has a size, too.
     ///
     /// # Errors
     /// [`EngineError`] when the engine fails.
     pub fn size(&self) -> Result<StoreSize, EngineError> {
-        let logical_bytes = self.logical_bytes();
+        let logical_bytes = self.logical_bytes() + EMPTY_STORE_BYTES;
         Ok(StoreSize {
             logical_bytes,
             physical_bytes: self.shared.engine.size()?.physical_bytes.max(logical_bytes),

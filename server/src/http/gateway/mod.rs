@@ -8,6 +8,7 @@
 //! * [`json_stream`], [`json_tokens`], [`transcode`]: JSON to protobuf and back.
 //! * [`websocket`]: streams in both directions for browsers.
 
+mod binary_metadata;
 mod json_stream;
 mod json_tokens;
 mod method_override;
@@ -119,6 +120,10 @@ impl Gateway {
         };
         let too_late = || Status::deadline_exceeded("context deadline exceeded");
         let deadline = timeout(&parts.headers)?;
+        if let Err(status) = binary_metadata::check(&parts.headers) {
+            discard_announced(body).await;
+            return Err(status);
+        }
         if deadline.is_some_and(|limit| limit < TIMEOUT_MIN) {
             discard_announced(body).await;
             return Err(too_late());

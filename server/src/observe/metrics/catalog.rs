@@ -417,12 +417,12 @@ const CONSENSUS_AND_MEMBERS: &[Metric] = &[
         "etcd_server_read_indexes_failed_total",
         "The total number of failed read indexes seen.",
     )
-    .note("Confirmations that ended because there was no leader or it changed."),
+    .note("Confirmations of the leader that ended because it changed."),
     counter(
         "etcd_server_slow_read_indexes_total",
         "The total number of pending read indexes not in sync with leader's or timed out read index requests.",
     )
-    .note("Confirmations of the leader that got no answer in time."),
+    .note("Confirmations of the leader that got no answer within the time of a request."),
     gauge(
         "etcd_server_snapshot_apply_in_progress_total",
         "1 if the server is applying the incoming snapshot. 0 if none.",
@@ -758,8 +758,8 @@ What `/metrics` on the client port shows, in Prometheus' text format. What begin
 working; where it is not quite the same, the second sentence says so. What begins with `metastore_` is our own.
 [User guide](../user-guide.md#watch-over-it) · [dashboard and alerts](../monitoring/README.md)
 
-Of etcd's metrics these do not exist here, because there is nothing that they could tell: `go_*` and
-`etcd_server_go_version` (there is no Go), `promhttp_*`, `etcd_grpc_proxy_*`, `etcd_debugging_store_*` (the v2 store),
+Of etcd's metrics these do not exist here, because there is nothing that they could tell: `go_*` other than
+`go_goroutines` and `go_threads`, `etcd_server_go_version` (there is no Go), `etcd_grpc_proxy_*`, `etcd_debugging_store_*` (the v2 store),
 `etcd_debugging_disk_backend_commit_*` (parts of a commit of bbolt),
 `etcd_debugging_mvcc_index_compaction_pause_duration_milliseconds` (there is no index in memory),
 `etcd_debugging_snap_save_marshalling_duration_seconds` and `etcd_snap_db_fsync_duration_seconds` (snapshots are files of

@@ -18,6 +18,8 @@ pub(super) fn collect(node: &Node, families: &mut Families) -> Result<(), Engine
     leadership(node, families);
     peers(node, families);
     consensus(&node.consensus.counters(), families);
+    let timed_out = node.unconfirmed_reads.timed_out() as f64;
+    families.add("etcd_server_slow_read_indexes_total", timed_out);
     store(node, families)?;
     watches(node, families);
     let auth_revision = node.application.auth.revision() as f64;
@@ -165,10 +167,6 @@ fn consensus(counters: &CounterValues, families: &mut Families) {
         (
             "etcd_server_read_indexes_failed_total",
             counters.read_index_failures,
-        ),
-        (
-            "etcd_server_slow_read_indexes_total",
-            counters.read_index_timeouts,
         ),
         (
             "metastore_entries_appended_total",

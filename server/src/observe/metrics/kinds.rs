@@ -32,6 +32,11 @@ const KINDS: &[&str] = &[
     "AuthRoleGrantPermission",
     "AuthRoleRevokePermission",
     "AuthRoleDelete",
+    "AuthStatus",
+    "AuthUserGet",
+    "AuthUserList",
+    "AuthRoleGet",
+    "AuthRoleList",
     "Other",
 ];
 
@@ -39,6 +44,18 @@ const KINDS: &[&str] = &[
 pub const RANGE: usize = 0;
 /// The kind of a transaction that only reads.
 pub const READ_ONLY_TXN: usize = 1;
+/// The kind of a request about alarms.
+pub const ALARM: usize = 9;
+/// The kind of AuthStatus.
+pub const AUTH_STATUS: usize = 25;
+/// The kind of UserGet.
+pub const AUTH_USER_GET: usize = 26;
+/// The kind of UserList.
+pub const AUTH_USER_LIST: usize = 27;
+/// The kind of RoleGet.
+pub const AUTH_ROLE_GET: usize = 28;
+/// The kind of RoleList.
+pub const AUTH_ROLE_LIST: usize = 29;
 
 /// The kind of a replicated request.
 #[must_use]
@@ -51,7 +68,7 @@ pub fn request_kind(request: &Request) -> usize {
         Request::LeaseGrant(_) => 6,
         Request::LeaseRevoke(_) => 7,
         Request::LeaseCheckpoint(_) => 8,
-        Request::Alarm(_) => 9,
+        Request::Alarm(_) => ALARM,
         Request::MemberPublish(_) | Request::MemberUpdate(_) => 10,
         Request::ClusterVersionSet(_) => 11,
         Request::DowngradeInfoSet(_) => 12,

@@ -32,7 +32,10 @@ use prometheus::{
 
 use self::catalog::Kind;
 use self::families::Families;
-pub use self::kinds::{Durations, RANGE, READ_ONLY_TXN, request_kind};
+pub use self::kinds::{
+    ALARM, AUTH_ROLE_GET, AUTH_ROLE_LIST, AUTH_STATUS, AUTH_USER_GET, AUTH_USER_LIST, Durations,
+    RANGE, READ_ONLY_TXN, request_kind,
+};
 use crate::node::Node;
 
 /// The content type of the text format.

@@ -1,0 +1,185 @@
+//! What a member answers that has lost the others.
+
+use std::collections::BTreeMap;
+
+use futures::future::{BoxFuture, FutureExt, join_all};
+use metastore_proto::etcdserverpb as pb;
+use metastore_tests::client::Client;
+use metastore_tests::raw_http::HttpRequest;
+use metastore_tests::{Cluster, deadline, eventually, within};
+use pb::auth_client::AuthClient;
+use tonic::Status;
+
+use super::*;
+
+/// etcd's limit of a proposal and of a read with its default election time-out.
+const REQUEST_TIME: Duration = Duration::from_secs(7);
+/// etcd's reads wait for the one that is under way, too. A busy machine takes longer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(40);
+
+/// A cluster of three of which one member is left that knows that it has no leader.
+async fn left_alone(program: Program) -> Cluster {
+    let mut cluster = Cluster::start(program, 3).await;
+    cluster.leader().await;
+    for member in &mut cluster.members[1..] {
+        member.kill();
+    }
+    let client = cluster.members[0].client();
+    eventually("the leader is missed", deadline(ANSWER_LIMIT), || async {
+        let status = client.status().await.map_err(|error| error.to_string())?;
+        match status.leader {
+            0 => Ok(()),
+            leader => Err(format!("the leader is {leader:x}")),
+        }
+    })
+    .await;
+    cluster
+}
+
+/// The requests that need a majority, all at once: code, text, and whether the client waited for the time
+/// of a request.
+async fn ask_everything(client: &Client) -> BTreeMap<&'static str, String> {
+    let (kv, lease) = (client.kv.clone(), client.lease.clone());
+    let (members, maintenance) = (client.cluster.clone(), client.maintenance.clone());
+    let auth = AuthClient::new(client.channel.clone());
+    macro_rules! ask {
+        ($client:ident . $call:ident ( $request:expr )) => {{
+            let mut client = $client.clone();
+            async move { client.$call($request).await.map(|_| ()) }.boxed()
+        }};
+    }
+    let calls: Vec<(&'static str, BoxFuture<'static, Result<(), Status>>)> = vec![
+        (
+            "range",
+            ask!(kv.range(pb::RangeRequest {
+                key: "a".into(),
+                ..Default::default()
+            })),
+        ),
+        (
+            "put",
+            ask!(kv.put(pb::PutRequest {
+                key: "a".into(),
+                ..Default::default()
+            })),
+        ),
+        ("txn", ask!(kv.txn(pb::TxnRequest::default()))),
+        (
+            "compact",
+            ask!(kv.compact(pb::CompactionRequest {
+                revision: 1,
+                ..Default::default()
+            })),
+        ),
+        (
+            "grant",
+            ask!(lease.lease_grant(pb::LeaseGrantRequest { ttl: 10, id: 0 })),
+        ),
+        (
+            "members",
+            ask!(members.member_list(pb::MemberListRequest { linearizable: true })),
+        ),
+        (
+            "alarms",
+            ask!(maintenance.alarm(pb::AlarmRequest::default())),
+        ),
+        (
+            "disarm",
+            ask!(maintenance.alarm(pb::AlarmRequest {
+                action: 2,
+                member_id: 0,
+                alarm: 1
+            })),
+        ),
+        (
+            "auth status",
+            ask!(auth.auth_status(pb::AuthStatusRequest {})),
+        ),
+        ("users", ask!(auth.user_list(pb::AuthUserListRequest {}))),
+        (
+            "user",
+            ask!(auth.user_get(pb::AuthUserGetRequest { name: "u".into() })),
+        ),
+        ("roles", ask!(auth.role_list(pb::AuthRoleListRequest {}))),
+        (
+            "role",
+            ask!(auth.role_get(pb::AuthRoleGetRequest { role: "r".into() })),
+        ),
+        (
+            "role add",
+            ask!(auth.role_add(pb::AuthRoleAddRequest { name: "r".into() })),
+        ),
+    ];
+    let asked = calls.into_iter().map(|(name, call)| async move {
+        let started = Instant::now();
+        let result = call.await;
+        let waited = started.elapsed() > REQUEST_TIME / 2;
+        let shown = match result {
+            Ok(()) => "answered".to_owned(),
+            Err(refused) => format!("{:?} {}", refused.code(), refused.message()),
+        };
+        (name, format!("{shown} waited={waited}"))
+    });
+    join_all(asked).await.into_iter().collect()
+}
+
+async fn ask_gateway(address: &str) -> Vec<String> {
+    let asked = [
+        ("/v3/kv/range", r#"{"key":"YQ=="}"#),
+        ("/v3/cluster/member/list", r#"{"linearizable":true}"#),
+        ("/v3/maintenance/alarm", "{}"),
+        ("/v3/auth/status", "{}"),
+        ("/v3/auth/user/list", "{}"),
+        ("/v3/auth/role/list", "{}"),
+    ]
+    .map(|(path, body)| async move {
+        let answer = HttpRequest::new("POST", path)
+            .body(body)
+            .send(address)
+            .await;
+        format!("{path}: {} {}", answer.status, answer.json())
+    });
+    join_all(asked).await
+}
+
+/// How a counter stands.
+async fn counter(address: &str, name: &str) -> f64 {
+    let answer = HttpRequest::new("GET", "/metrics").send(address).await;
+    let text = answer.text();
+    let value = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+    value.unwrap_or_else(|| panic!("no {name} in {text}"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_without_a_leader_refuses_as_etcd() {
+    within(TEST_LIMIT, async {
+        let programs = [Program::Etcd, programs::subject()];
+        let found = join_all(programs.map(|program| async move {
+            let cluster = left_alone(program).await;
+            let address = cluster.members[0].address();
+            let of = async |name: &str| counter(&address, name).await;
+            let (failed, slow, proposals) = (
+                "etcd_server_read_indexes_failed_total",
+                "etcd_server_slow_read_indexes_total",
+                "etcd_server_proposals_failed_total",
+            );
+            let before = [of(failed).await, of(slow).await, of(proposals).await];
+            let answers = ask_everything(&cluster.members[0].client()).await;
+            let failed_proposals = of(proposals).await - before[2];
+            let gateway = ask_gateway(&address).await;
+            let failed = of(failed).await - before[0];
+            // How many depends on when reads came.
+            let slow = of(slow).await > before[1];
+            (answers, failed_proposals, gateway, failed, slow)
+        }))
+        .await;
+        let [etcd, ours] = &found[..] else {
+            panic!("two programs")
+        };
+        assert_eq!(ours, etcd, "(left: ours, right: etcd)");
+        assert!(etcd.4, "reads that nobody answers are slow ones");
+    })
+    .await;
+}
