@@ -24,8 +24,6 @@ use crate::waiters::Waiter;
 /// A peer counts as connected for a change of members when it has been for this long: etcd's
 /// `HealthInterval`.
 const HEALTH_INTERVAL: Duration = Duration::from_secs(5);
-/// A learner may be promoted when it holds this part of the leader's log, in percent.
-const LEARNER_READY_PERCENT: u64 = 90;
 /// How often a leader looks for new members that can have their votes.
 const VOTE_INTERVAL: Duration = Duration::from_millis(200);
 /// Pause before a change that found no leader is tried again.
@@ -298,21 +296,8 @@ impl Node {
             .map(|member| member.id)
             .filter(|id| !voters.contains(id))
             .filter(|id| self.peers.active_for(*id).is_some())
-            .filter(|id| self.has_caught_up(*id) == Some(true))
+            .filter(|id| self.consensus.has_caught_up(*id) == Some(true))
             .collect()
-    }
-
-    /// Whether a member has so much of this leader's log that it may have a vote; `None` when the leader
-    /// sends it nothing.
-    fn has_caught_up(&self, id: u64) -> Option<bool> {
-        if id == self.member_id {
-            return Some(true);
-        }
-        let entries = |last: Option<LogPosition>| last.map_or(0, |position| position.index + 1);
-        let progress = self.consensus.progress();
-        let peer = progress.iter().find(|peer| peer.id == id)?;
-        let last = entries(self.status().last_log);
-        Some(entries(peer.matched) * 100 >= last * LEARNER_READY_PERCENT)
     }
 
     fn enough_started_with_a_new_voter(&self) -> bool {
@@ -323,7 +308,11 @@ impl Node {
     }
 
     fn check_may_promote(&self, id: u64) -> Result<(), RequestError> {
-        if !self.has_caught_up(id).ok_or(EtcdError::MemberNotFound)? {
+        if !self
+            .consensus
+            .has_caught_up(id)
+            .ok_or(EtcdError::MemberNotFound)?
+        {
             return Err(EtcdError::LearnerNotReady.into());
         }
         if !self.config.strict_reconfig_check {

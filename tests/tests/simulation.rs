@@ -415,16 +415,26 @@ impl Simulation {
         self.check_history(members[0])
     }
 
-    /// Waits until all members of the cluster have the same log and have applied it.
+    /// Waits until all members of the cluster have the same log and have applied it, and those that
+    /// were added as voters vote.
     fn equal_members(&mut self) -> Result<Vec<u64>, String> {
         let limit = self.tick + RECOVERY_TICKS_MAX;
         loop {
             let running = self.running();
             let states = self.ask_all(&running, |running| {
-                Box::pin(async move { running.consensus.status() })
+                Box::pin(async move {
+                    let directory = running.machine.members.current();
+                    let voters = directory.voters().map(|member| member.id);
+                    (running.consensus.status(), voters.collect::<BTreeSet<_>>())
+                })
             })?;
+            let (states, voters): (Vec<_>, Vec<_>) = states.into_iter().unzip();
+            let voters: BTreeMap<u64, _> = running.iter().copied().zip(voters).collect();
             let states: BTreeMap<u64, _> = running.into_iter().zip(states).collect();
-            let leaders = states.values().filter(|status| status.is_leader);
+            let leaders = states
+                .iter()
+                .filter(|(id, status)| status.is_leader && voters[id] == status.voters)
+                .map(|(_, status)| status);
             if let Some(leader) = leaders.max_by_key(|status| status.term) {
                 let members: Vec<u64> = leader.voters.union(&leader.learners).copied().collect();
                 let equal = |id| {
@@ -484,7 +494,7 @@ impl Simulation {
         let was_added = |id| directory.members.contains_key(id) || directory.removed.contains(id);
         for change in &*self.shared.changes.acknowledged.lock() {
             let done = match change {
-                MembershipChange::AddLearner(id) | MembershipChange::AddVoter(id) => was_added(id),
+                MembershipChange::AddLearner(id) => was_added(id),
                 MembershipChange::Promote(id) => {
                     voters.contains(id) || directory.removed.contains(id)
                 }

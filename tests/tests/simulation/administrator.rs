@@ -109,12 +109,9 @@ impl Administrator {
             is_learner: learner,
             ..MemberRecord::default()
         };
-        let change = if learner {
-            MembershipChange::AddLearner(id)
-        } else {
-            MembershipChange::AddVoter(id)
-        };
-        self.change(change, Change::Add(record)).await;
+        // A voter gets the log first, as in the server, and its vote from the leader.
+        self.change(MembershipChange::AddLearner(id), Change::Add(record))
+            .await;
         // It may be one, also when nobody said so.
         self.shared.changes.starts.lock().push(id);
     }

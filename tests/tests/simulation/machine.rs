@@ -128,12 +128,16 @@ impl Machine {
         }
     }
 
-    /// The first membership has no command: it is that of the members that form the cluster.
+    /// The first membership has no command: it is that of the members that form the cluster. Later ones
+    /// without a command give votes to members that were added as voters.
     fn change_members(
         &self,
         applier: &mut Applier,
         command: Bytes,
     ) -> Result<(), StateMachineError> {
+        if command.is_empty() && !self.members.current().members.is_empty() {
+            return Ok(());
+        }
         if command.is_empty() {
             let members = FIRST_MEMBERS.map(|id| MemberRecord {
                 id,

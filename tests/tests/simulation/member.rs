@@ -9,7 +9,8 @@ use std::{io, thread};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use metastore_consensus::{
-    BoxedStream, Consensus, ConsensusOptions, PeerAddress, PeerDirectory, PeerHandler, form_cluster,
+    BoxedStream, Consensus, ConsensusOptions, MembershipChange, PeerAddress, PeerDirectory,
+    PeerHandler, form_cluster,
 };
 use metastore_raft_log::simulation::SimulatedDisk;
 use metastore_raft_log::{LogIdentity, LogOptions, RaftLog};
@@ -29,6 +30,8 @@ pub(crate) const FIRST_MEMBERS: [u64; 3] = [1, 2, 3];
 /// Ids are never used again, so a simulation can add members as long as there are some left.
 pub(crate) const MEMBER_ID_MAX: u64 = 14;
 const CLUSTER: u64 = 0x51;
+/// How often a leader looks for members that can have their votes.
+const VOTE_INTERVAL: Duration = Duration::from_millis(50);
 /// Shorter than in production, so that more happens in a simulated second.
 const HEARTBEAT: Duration = Duration::from_millis(30);
 pub(crate) const ELECTION_TIMEOUT: Duration = Duration::from_millis(300);
@@ -294,6 +297,7 @@ impl Parts {
         let running = Arc::new(Running { consensus, machine });
         tokio::spawn(follow_leadership(running.clone()));
         tokio::spawn(expire_leases(running.clone()));
+        tokio::spawn(give_votes(running.clone()));
         while let Some(request) = requests.recv().await {
             tokio::spawn(request(running.clone()));
         }
@@ -323,6 +327,26 @@ async fn turn_disk(log: RaftLog, delay: Arc<AtomicU64>, seed: u64) {
         // Virtual time that the disk takes.
         tokio::time::sleep(Duration::from_millis(wait)).await;
         log.step();
+    }
+}
+
+/// Gives members that were added as voters their votes when they have come, as the server does.
+async fn give_votes(running: Arc<Running>) {
+    loop {
+        // Virtual time between two looks.
+        tokio::time::sleep(VOTE_INTERVAL).await;
+        let consensus = &running.consensus;
+        if !consensus.is_leader() {
+            continue;
+        }
+        let voters = consensus.voters();
+        for member in running.machine.members.current().voters() {
+            if !voters.contains(&member.id) && consensus.has_caught_up(member.id) == Some(true) {
+                let change = MembershipChange::Promote(member.id);
+                // Whatever was in the way, there is another time.
+                let _ = consensus.change_membership(change, Bytes::new()).await;
+            }
+        }
     }
 }
 

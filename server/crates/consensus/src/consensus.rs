@@ -38,6 +38,9 @@ use crate::state_machine::{LogPosition, Reply, StateMachine};
 use crate::transport::tcp::SharedTcpListener;
 use crate::transport::{Connector, Listener, Peers, TcpConnector};
 
+/// A member has caught up when it holds this part of the leader's log, in percent.
+const CAUGHT_UP_PERCENT: u64 = 90;
+
 /// The answer to [`Consensus::read_index`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReadIndex {
@@ -602,6 +605,19 @@ impl Consensus {
         self.inner.leadership.progress()
     }
 
+    /// Whether a member holds so much of this leader's log that it may have a vote: 90 %, as in etcd.
+    /// `None` when this member does not lead, or the leader sends it nothing.
+    pub fn has_caught_up(&self, member: u64) -> Option<bool> {
+        if member == self.inner.options.member_id {
+            return self.is_leader().then_some(true);
+        }
+        let entries = |last: Option<LogPosition>| last.map_or(0, |position| position.index + 1);
+        let progress = self.progress();
+        let peer = progress.iter().find(|peer| peer.id == member)?;
+        let last = entries(self.status().last_log);
+        Some(entries(peer.matched) * 100 >= last * CAUGHT_UP_PERCENT)
+    }
+
     /// The members that vote, as the log has them so far.
     pub fn voters(&self) -> BTreeSet<u64> {
         self.inner.leadership.membership().voter_ids().collect()
@@ -799,7 +815,7 @@ impl MembershipChange {
         let mut learners: BTreeSet<u64> = before.membership().learner_ids().collect();
         let exists = |member| voters.contains(&member) || learners.contains(&member);
         match self {
-            Self::AddLearner(member) | Self::AddVoter(member) if exists(member) => {
+            Self::AddLearner(member) if exists(member) => {
                 return Err(ChangeError::Exists(member));
             }
             Self::Promote(member) | Self::Remove(member) if !exists(member) => {
@@ -807,9 +823,6 @@ impl MembershipChange {
             }
             Self::AddLearner(member) => {
                 learners.insert(member);
-            }
-            Self::AddVoter(member) => {
-                voters.insert(member);
             }
             Self::Promote(member) => {
                 if !learners.remove(&member) {

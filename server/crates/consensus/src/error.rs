@@ -50,8 +50,6 @@ pub enum ProposeError {
 pub enum MembershipChange {
     /// Adds a member that gets the log but has no vote.
     AddLearner(u64),
-    /// Adds a voter.
-    AddVoter(u64),
     /// Makes a learner a voter. The caller checks before, with
     /// [`crate::Consensus::progress`], that the learner has caught up: a cluster whose new voter
     /// lags can be unable to commit.
