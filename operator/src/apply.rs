@@ -197,10 +197,12 @@ impl Applier<'_> {
                 .create(&PostParams::default(), &secret)
                 .await?;
         }
+        let stale = &self.seen.observation.stale_objects;
         for object in wanted_objects(self.context, self.cluster, &self.seen.observation) {
-            apply(client, &object)
-                .await
-                .with_context(|| crate::kubernetes::title(&object))?;
+            let title = crate::kubernetes::title(&object);
+            if stale.contains(&title) {
+                apply(client, &object).await.context(title)?;
+            }
         }
         Ok(())
     }
@@ -419,7 +421,12 @@ impl Applier<'_> {
         match step {
             TaskStep::Begin => {}
             TaskStep::Defragment(member) => {
-                self.defragment(member).await?;
+                // An operator that was killed a moment ago may have done it.
+                let since = status.started_at.as_ref().map(|time| time.0);
+                let done_at = self.member(member).and_then(|seen| seen.defragmented_at);
+                if done_at.is_none() || done_at < since {
+                    self.defragment(member).await?;
+                }
                 status.done_members.push(member.clone());
             }
             TaskStep::Compact(revision) => {

@@ -114,9 +114,11 @@ async fn reconcile_task(
                 "waiting: there is no MetaStoreCluster {}",
                 task.spec.cluster_ref.name
             ));
-            write_status(&api, &task.name_any(), "MetaStoreTask", &status)
-                .await
-                .map_err(anyhow::Error::from)?;
+            if task.status.as_ref() != Some(&status) {
+                write_status(&api, &task.name_any(), "MetaStoreTask", &status)
+                    .await
+                    .map_err(anyhow::Error::from)?;
+            }
         }
         return Ok(Requeue::requeue(Duration::from_secs(60)));
     };
@@ -205,6 +207,9 @@ impl BackupPass<'_> {
 
     async fn write(&self, mut status: BackupStatus) -> anyhow::Result<()> {
         status.observed_generation = self.backup.metadata.generation;
+        if self.backup.status.as_ref() == Some(&status) {
+            return Ok(());
+        }
         write_status(&self.api, &self.name, "MetaStoreBackup", &status).await?;
         Ok(())
     }

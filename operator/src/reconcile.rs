@@ -1,12 +1,12 @@
-//! One pass over one cluster: observe, decide, write the status, act.
+//! One pass over one cluster: observe, decide, act, write the status.
 
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::controller::Action as Requeue;
 use kube::runtime::events::{Event, EventType, Recorder};
@@ -31,7 +31,7 @@ const STANDBY_INTERVAL: Duration = Duration::from_secs(5);
 /// How the message of a refusal by the API server begins.
 const REFUSAL: &str = "the API server refuses it: ";
 /// Numbers in the status that change all the time are written at this interval.
-const STATUS_INTERVAL: Duration = Duration::from_secs(60);
+const STATUS_INTERVAL: SignedDuration = SignedDuration::from_secs(60);
 
 /// What all passes share.
 pub(crate) struct Context {
@@ -101,23 +101,8 @@ async fn pass(object: &MetaStoreCluster, context: &Context) -> anyhow::Result<Re
     }
     let previous = object.status.clone().unwrap_or_default();
     let is_gone = object.metadata.deletion_timestamp.is_some();
-    // A refusal stays in the status until the action succeeds or is wanted no more; writing it away and
-    // again with each attempt would wake this controller for ever.
-    let refusal = previous
-        .conditions
-        .iter()
-        .find(|condition| is_refusal(condition))
-        .filter(|_| !matches!(decision.action, Action::Wait(_)))
-        .cloned();
-    let mut status = decision.status.clone();
-    if let Some(refusal) = &refusal {
-        set_condition(&mut status, refusal.clone());
-    }
-    context
-        .telemetry
-        .cluster_seen(&namespace, &name, &status.conditions);
-    if !is_gone && differs(&previous, &status, now) {
-        write_status(&api, &name, "MetaStoreCluster", &status).await?;
+    if !is_gone && announces(&decision, &previous) {
+        write_status(&api, &name, "MetaStoreCluster", &decision.status).await?;
     }
     if decision.action.is_destructive() && !context.leadership.is_held() {
         tracing::warn!(
@@ -136,35 +121,66 @@ async fn pass(object: &MetaStoreCluster, context: &Context) -> anyhow::Result<Re
     };
     let outcome = applier.apply(&decision.action).await;
     report(context, &object, &decision, outcome.as_ref().err()).await;
-    match outcome {
-        Ok(()) => {
-            if refusal.is_some() && !is_gone {
-                write_status(&api, &name, "MetaStoreCluster", &decision.status).await?;
-            }
-            Ok(Requeue::requeue(decision.requeue_after))
-        }
-        Err(error) => {
-            if let Some(message) = refusal_of(&error) {
-                let generation = status.observed_generation.unwrap_or(0);
-                let old = previous.conditions.as_slice();
-                set_condition(&mut status, refused(message, generation, old, now));
-                if !is_gone && differs(&previous, &status, now) {
-                    write_status(&api, &name, "MetaStoreCluster", &status).await?;
-                }
-            }
-            // A learner that has not caught up is no failure of ours.
-            if matches!(decision.action, Action::Promote { .. }) {
-                tracing::debug!(
-                    namespace,
-                    cluster = name,
-                    error = format!("{error:#}"),
-                    "not promoted yet"
-                );
-                return Ok(Requeue::requeue(Duration::from_secs(1)));
-            }
-            Err(error.context(format!("{:?}", decision.action)))
-        }
+    let status = status_after(&decision, &previous, outcome.as_ref().err(), now);
+    context
+        .telemetry
+        .cluster_seen(&namespace, &name, &status.conditions);
+    // After the action: its words and times may be others in each pass, and an operator that is killed by each of
+    // its writes must not end here before it has acted.
+    let is_due = match News::between(&previous, &status) {
+        News::Nothing => false,
+        News::Numbers => numbers_are_due(&object.metadata, now),
+        News::Matters => true,
+    };
+    if !is_gone && is_due {
+        write_status(&api, &name, "MetaStoreCluster", &status).await?;
     }
+    let Err(error) = outcome else {
+        return Ok(Requeue::requeue(decision.requeue_after));
+    };
+    // A learner that has not caught up is no failure of ours.
+    if matches!(decision.action, Action::Promote { .. }) {
+        tracing::debug!(
+            namespace,
+            cluster = name,
+            error = format!("{error:#}"),
+            "not promoted yet"
+        );
+        return Ok(Requeue::requeue(Duration::from_secs(1)));
+    }
+    Err(error.context(format!("{:?}", decision.action)))
+}
+
+/// Must people be told what is done before it is done, because it takes long?
+fn announces(decision: &Decision, previous: &ClusterStatus) -> bool {
+    let is_long = matches!(
+        decision.action,
+        Action::CompactForSpace { .. } | Action::Defragment { .. }
+    );
+    is_long && decision.status.operation != previous.operation
+}
+
+/// The status after the attempt. A refusal stays in it until the action succeeds or is wanted no more.
+fn status_after(
+    decision: &Decision,
+    previous: &ClusterStatus,
+    error: Option<&anyhow::Error>,
+    now: Timestamp,
+) -> ClusterStatus {
+    let mut status = decision.status.clone();
+    let Some(error) = error else {
+        return status;
+    };
+    let generation = status.observed_generation.unwrap_or(0);
+    let old = previous.conditions.as_slice();
+    let refusal = match refusal_of(error) {
+        Some(message) => Some(refused(message, generation, old, now)),
+        None => old.iter().find(|old| is_refusal(old)).cloned(),
+    };
+    if let Some(refusal) = refusal {
+        set_condition(&mut status, refusal);
+    }
+    status
 }
 
 /// What is done after an error.
@@ -257,26 +273,53 @@ fn action_name(action: &Action) -> &'static str {
     }
 }
 
-/// Is the status worth a write? Sizes and revisions change with every write of a client; writing them each
-/// time would load the API server and wake this controller again.
-fn differs(previous: &ClusterStatus, current: &ClusterStatus, now: Timestamp) -> bool {
-    let without_numbers = |status: &ClusterStatus| {
-        let mut status = status.clone();
-        status.capacity = None;
-        for member in &mut status.members {
-            member.revision = None;
-            member.raft_lag = None;
-            member.db_size_bytes = None;
-            member.db_in_use_bytes = None;
+/// What a status has that the one before it had not.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum News {
+    Nothing,
+    /// Sizes and revisions, which change with every write of a client. Writing them each time would load the API
+    /// server and wake this controller again.
+    Numbers,
+    Matters,
+}
+
+impl News {
+    fn between(previous: &ClusterStatus, current: &ClusterStatus) -> Self {
+        let without_numbers = |status: &ClusterStatus| {
+            let mut status = status.clone();
+            status.capacity = None;
+            for member in &mut status.members {
+                member.revision = None;
+                member.raft_lag = None;
+                member.db_size_bytes = None;
+                member.db_in_use_bytes = None;
+            }
+            status
+        };
+        if without_numbers(previous) != without_numbers(current) {
+            Self::Matters
+        } else if previous != current {
+            Self::Numbers
+        } else {
+            Self::Nothing
         }
-        status
-    };
-    if without_numbers(previous) != without_numbers(current) {
-        return true;
     }
-    // Once a minute, spread by the second in which the pass happens to run.
-    previous != current
-        && u64::try_from(now.as_second()).unwrap_or(0) % STATUS_INTERVAL.as_secs() < 30
+}
+
+/// Was the status last written long enough ago? The object itself knows, so that an operator that has just started
+/// does, too.
+fn numbers_are_due(metadata: &ObjectMeta, now: Timestamp) -> bool {
+    let written = metadata
+        .managed_fields
+        .iter()
+        .flatten()
+        .find(|entry| {
+            entry.manager.as_deref() == Some(names::FIELD_MANAGER)
+                && entry.subresource.as_deref() == Some("status")
+        })
+        .and_then(|entry| entry.time.as_ref());
+    // The API server's clock may be ahead of ours.
+    written.is_none_or(|written| now.duration_since(written.0) >= STATUS_INTERVAL)
 }
 
 /// Writes a status as a whole: what is not in it any more goes away.

@@ -279,7 +279,12 @@ impl ControlPlane {
 
     /// A client that may do everything.
     pub async fn admin(&self) -> kube::Client {
-        let config = kube::config::Kubeconfig::read_from(self.path("admin.kubeconfig")).unwrap();
+        self.client(&self.path("admin.kubeconfig")).await
+    }
+
+    /// A client of a user.
+    pub async fn client(&self, config: &Path) -> kube::Client {
+        let config = kube::config::Kubeconfig::read_from(config).unwrap();
         let config = kube::Config::from_custom_kubeconfig(config, &Default::default())
             .await
             .unwrap();

@@ -15,6 +15,7 @@ mod backups;
 mod bad_input;
 mod charts;
 mod control_plane;
+mod dying;
 mod kubelet;
 mod life;
 mod neighbours;
@@ -114,4 +115,12 @@ async fn what_cannot_be_followed_is_told_and_what_others_change_is_mended() {
     stage.no_call_was_forbidden();
     bad_input::actions_that_are_refused(&stage).await;
     bad_input::objects_that_others_change(&stage).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "some minutes long, and it needs kube-apiserver: `make e2e-kubernetes` runs it"]
+async fn operators_that_die_after_each_change_still_get_everything_done() {
+    let mut stage = Stage::set().await;
+    dying::operators_that_make_one_change_each(&mut stage).await;
+    stage.no_call_was_forbidden();
 }

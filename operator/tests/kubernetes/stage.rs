@@ -244,6 +244,11 @@ subjects: [{{apiGroup: rbac.authorization.k8s.io, kind: User, name: metastore-op
         .await;
     }
 
+    /// A client with the operator's rights.
+    pub async fn operator_client(&self) -> Client {
+        self.plane.client(&self.operator_config).await
+    }
+
     pub fn clusters(&self) -> Api<MetaStoreCluster> {
         Api::namespaced(self.client.clone(), NAMESPACE)
     }

@@ -511,10 +511,17 @@ fn sealing(context: &Context<'_>) -> Option<Step> {
     })
 }
 
-/// A member whose configuration is gone does not start again. That of one that joins is written by `pending_member`.
+/// A member whose configuration is gone does not start again. That of one that joins is written by `pending_member`;
+/// that of one which has left was deleted by `strangers`, who may have been killed in the middle of it.
 fn configuration(context: &Context<'_>) -> Option<Step> {
-    let member = context.seen.members.iter().find(|member| {
-        member.lacks_config && member.phase == MemberPhase::Running && !member.is_deleting
+    let seen = context.seen;
+    let has_left =
+        |member: &MemberObservation| seen.list.is_some() && listed_of(seen, member).is_none();
+    let member = seen.members.iter().find(|member| {
+        member.lacks_config
+            && member.phase == MemberPhase::Running
+            && !member.is_deleting
+            && !has_left(member)
     })?;
     Some(Step::new(
         Action::SetStart {

@@ -711,6 +711,27 @@ fn what_others_did_to_a_member_is_undone() {
     }
 }
 
+/// An operator that was killed while it deleted the objects of a member goes on with it.
+#[test]
+fn a_member_that_has_left_does_not_get_its_configuration_back() {
+    let (mut spec, mut seen) = healthy(3);
+    spec.replicas = 2;
+    seen.list.as_mut().unwrap().remove(1);
+    seen.members[1].lacks_config = true;
+    let decision = decide(&spec, &seen, now());
+    let Action::DeleteMember { name, .. } = decision.action else {
+        panic!("{:?}", decision.action);
+    };
+    assert_eq!(name, "m2");
+    // Nobody can say who has left: a member must be able to start.
+    seen.list = None;
+    let decision = decide(&spec, &seen, now());
+    let Action::SetStart { name, .. } = decision.action else {
+        panic!("{:?}", decision.action);
+    };
+    assert_eq!(name, "m2");
+}
+
 #[test]
 fn a_volume_grows_before_members_restart() {
     let (spec, mut seen) = healthy(3);
