@@ -26,6 +26,7 @@ pub mod defragment;
 pub mod discovery;
 pub mod engines;
 pub mod error;
+pub mod grpc_proxy;
 pub mod http;
 pub mod identity_file;
 pub mod init_daemon;
@@ -36,6 +37,7 @@ pub mod listen;
 pub mod listeners;
 pub mod member_directory;
 pub mod membership;
+pub mod memory_lock;
 #[cfg(test)]
 mod mutation;
 pub mod node;

@@ -3,20 +3,23 @@
 use std::process::ExitCode;
 
 use metastore_server::config::{Config, Parsed};
+use metastore_server::observe::heap_profile::Sampled;
 use metastore_server::observe::log;
-use metastore_server::{startup, tcp_gateway};
+use metastore_server::{grpc_proxy, startup, tcp_gateway};
 
 /// The system allocator spends 10 % more of a request's time than this one.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: Sampled<mimalloc::MiMalloc> = Sampled(mimalloc::MiMalloc);
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1).peekable();
-    if arguments
+    let command = arguments
         .peek()
-        .is_some_and(|first| first == tcp_gateway::COMMAND)
-    {
-        return tcp_gateway::run(arguments);
+        .map(|first| first.to_string_lossy().into_owned());
+    match command.as_deref() {
+        Some(tcp_gateway::COMMAND) => return tcp_gateway::run(arguments),
+        Some(grpc_proxy::COMMAND) => return grpc_proxy::run(arguments),
+        _ => {}
     }
     let (config, notices) = match Config::from_process(std::env::args_os(), std::env::vars_os()) {
         Ok(Parsed::Start { config, notices }) => (*config, notices),

@@ -37,7 +37,9 @@ use crate::listen::{ClientThreads, Traffic};
 use crate::listeners::{self, ClientSocket};
 use crate::member_directory::MemberDirectory;
 use crate::membership;
+use crate::memory_lock;
 use crate::node::{GRPC_OVERHEAD_BYTES, Node};
+use crate::observe::heap_profile;
 use crate::observe::metrics::{LogObserver, METRICS, runtimes};
 use crate::observe::traces;
 use crate::peer_activity;
@@ -242,7 +244,11 @@ async fn run_async(mut config: Config) -> Result<(), RunError> {
             .map_err(|error| RunError::Fatal(format!("cannot send traces: {error}")))?;
     }
     if config.enable_pprof {
+        heap_profile::start();
         tracing::info!(path = "/debug/pprof", "pprof is enabled");
+    }
+    if config.memory_mlock {
+        memory_lock::lock().map_err(RunError::Fatal)?;
     }
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

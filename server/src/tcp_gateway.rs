@@ -14,6 +14,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use tokio::net::{TcpListener, TcpStream, lookup_host};
 
 use crate::config::{format_duration, parse_duration};
+use crate::discovery::clients::ClientRecords;
 use crate::init_daemon;
 use crate::listen::sockets::ACCEPT_RETRY_INTERVAL;
 use crate::observe::log::{self, LogOptions};
@@ -36,10 +37,23 @@ enum GatewayCommand {
 }
 
 #[derive(clap::Args)]
+#[command(args_override_self = true)]
 struct Options {
     /// listen address
     #[arg(long, default_value = "127.0.0.1:23790")]
     listen_addr: String,
+    /// DNS domain used to bootstrap initial cluster
+    #[arg(long, default_value = "")]
+    discovery_srv: String,
+    /// service name to query when using DNS discovery
+    #[arg(long, default_value = "")]
+    discovery_srv_name: String,
+    /// accept insecure SRV records
+    #[arg(long, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true")]
+    insecure_discovery: bool,
+    /// path to the client server TLS CA file for verifying the discovered endpoints when discovery-srv is provided.
+    #[arg(long, default_value = "")]
+    trusted_ca_file: String,
     /// comma separated cluster endpoints
     #[arg(long, value_delimiter = ',', default_value = "127.0.0.1:2379")]
     endpoints: Vec<String>,
@@ -92,8 +106,21 @@ fn start(options: Options) -> io::Result<()> {
 }
 
 async fn serve(options: Options) -> io::Result<()> {
-    let endpoints: Vec<_> = options
-        .endpoints
+    let found = ClientRecords {
+        domain: &options.discovery_srv,
+        name: &options.discovery_srv_name,
+        accepts_insecure: options.insecure_discovery,
+        ca_file: &options.trusted_ca_file,
+    }
+    .find()
+    .await
+    .map_err(io::Error::other)?;
+    // Without a domain, or where none of its endpoints is to be trusted.
+    let endpoints = match found.is_empty() {
+        true => &options.endpoints,
+        false => &found,
+    };
+    let endpoints: Vec<_> = endpoints
         .iter()
         .map(|endpoint| without_scheme(endpoint).to_owned())
         .collect();

@@ -19,6 +19,8 @@ use metastore_tests::{Member, MemberBuilder, Program, programs, seed};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
+#[path = "differential/errors.rs"]
+mod errors;
 #[path = "differential/history.rs"]
 mod history;
 #[path = "differential/no_leader.rs"]

@@ -18,6 +18,8 @@ mod bad_clients;
 mod bad_input;
 #[path = "process/disk.rs"]
 mod disk;
+#[path = "process/grpc_proxy.rs"]
+mod grpc_proxy;
 #[path = "process/limits.rs"]
 mod limits;
 #[path = "process/membership.rs"]

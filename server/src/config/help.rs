@@ -74,9 +74,8 @@ key of the configuration file.
 * Options spelt `--experimental-…`, as etcd 3.5 and 3.6 had them, are accepted.
 * Flags of older versions without any meaning today are accepted and ignored.
 
-*Effect* says what an option does here: **yes**; **none**, because there is no use for it; **not yet**:
-accepted, with a warning, until the feature exists; **refused**: a value other than the default ends the
-start, because running without the feature would be a bad surprise.
+*Effect* says what an option does here: **yes**; **none**, because there is no use for it; **refused**: a value
+other than the default ends the start, because running without the feature would be a bad surprise.
 ",
     );
     for group in Group::ALL {
@@ -123,7 +122,6 @@ fn sentence(option: &OptionSpec) -> String {
     match option.status {
         Status::Used => {}
         Status::Ignored(_) => text.push_str(" Accepted without effect."),
-        Status::Later(_) => text.push_str(" No effect yet."),
         Status::Unsupported(_) => text.push_str(" Not supported yet."),
     }
     text
@@ -155,7 +153,6 @@ fn table_row(option: &OptionSpec) -> String {
     let (effect, reason) = match option.status {
         Status::Used => ("yes", String::new()),
         Status::Ignored(reason) => ("none", format!(" *Ignored: {reason}.*")),
-        Status::Later(missing) => ("not yet", format!(" *Missing: {missing}.*")),
         Status::Unsupported(missing) => ("refused", format!(" *Missing: {missing}.*")),
     };
     let empty = meaning_of_empty(option);

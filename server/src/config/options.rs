@@ -71,9 +71,6 @@ pub enum Status {
     Used,
     /// It is accepted and changes nothing, because MetaStore has no use for it; the text says why.
     Ignored(&'static str),
-    /// It is accepted and changes nothing until the feature exists, which harms nobody. A value other
-    /// than the default gives a warning at the start. The text says what is missing.
-    Later(&'static str),
     /// A value other than the default is refused: to run without it would surprise whoever set it.
     Unsupported(&'static str),
 }
@@ -135,11 +132,6 @@ impl OptionSpec {
 
     const fn ignored(mut self, reason: &'static str) -> Self {
         self.status = Status::Ignored(reason);
-        self
-    }
-
-    const fn later(mut self, missing: &'static str) -> Self {
-        self.status = Status::Later(missing);
         self
     }
 
@@ -264,8 +256,7 @@ pub static OPTIONS: &[OptionSpec] = &{
             .ignored("there are no snapshot files beside the store"),
         O::new(G::Member, "max-wals", K::Unsigned, "5", "Log files to keep.")
             .ignored("the log keeps what --snapshot-catchup-entries asks for and recycles the rest"),
-        O::new(G::Member, "memory-mlock", K::Boolean, "false", "Keep the program's memory from being swapped out.")
-            .later("locking of memory"),
+        O::new(G::Member, "memory-mlock", K::Boolean, "false", "Keep the program's memory from being swapped out; needs `ulimit -l unlimited` or CAP_IPC_LOCK."),
         O::new(G::Member, "quota-backend-bytes", K::Signed, "0", "Size of the store above which writes are refused until space is freed.")
             .unit("bytes")
             .empty("0 = 2 GiB; negative = no limit"),
@@ -375,7 +366,7 @@ pub static OPTIONS: &[OptionSpec] = &{
         O::new(G::Auth, "bcrypt-cost", K::Unsigned, "10", "Cost of password hashes, 4 to 31; each step doubles their time."),
         O::new(G::Auth, "auth-token-ttl", K::Unsigned, "300", "Life of a simple token after its last use.").unit("s").empty("0 = 300"),
         // Monitoring
-        O::new(G::Monitoring, "enable-pprof", K::Boolean, "false", "Serve CPU profiles under /debug/pprof/."),
+        O::new(G::Monitoring, "enable-pprof", K::Boolean, "false", "Serve profiles of the processor's time and of memory under /debug/pprof/."),
         O::new(G::Monitoring, "metrics", K::Text, "basic", "'basic', or 'extensive' for histograms of gRPC calls."),
         O::new(G::Monitoring, "listen-metrics-urls", K::Urls, "", "More URLs to listen on for health and metrics only.")
             .empty("they are served with the other HTTP endpoints only"),

@@ -152,6 +152,8 @@ pub struct Config {
     pub client_max_inflight_bytes: u64,
     /// `--max-list-bytes`; 0 means no limit.
     pub max_list_bytes: u64,
+    /// `--memory-mlock`.
+    pub memory_mlock: bool,
     /// `--unsafe-no-fsync`.
     pub unsafe_no_fsync: bool,
 
@@ -314,6 +316,7 @@ impl Config {
                 0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
                 threads => threads,
             },
+            memory_mlock: settings.boolean("memory-mlock"),
             unsafe_no_fsync: settings.boolean("unsafe-no-fsync"),
             settings,
         }

@@ -430,7 +430,7 @@ fn check_tls(settings: &Settings) -> Result<(), ConfigError> {
     crate::tls::check_cipher_suite_names(&suites).map_err(ConfigError::invalid)
 }
 
-/// Refuses what does not exist yet, and warns of what does nothing yet.
+/// Refuses what does not exist yet, and tells of what does nothing.
 fn check_supported(settings: &Settings, notices: &mut Vec<Notice>) -> Result<(), ConfigError> {
     for (option, value) in settings.changed() {
         if *value == option.default_value() {
@@ -438,13 +438,6 @@ fn check_supported(settings: &Settings, notices: &mut Vec<Notice>) -> Result<(),
         }
         match option.status {
             Status::Used | Status::Ignored(_) => {}
-            Status::Later(missing) => notices.push(
-                Notice::warn(format!(
-                    "--{} has no effect yet: {missing} is not supported (docs/limitations.md)",
-                    option.name
-                ))
-                .with("value", &value.to_string()),
-            ),
             Status::Unsupported(missing) => {
                 return Err(ConfigError::invalid(format!(
                     "--{} is not supported yet: {missing} (docs/limitations.md)",

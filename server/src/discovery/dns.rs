@@ -3,19 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use hickory_resolver::TokioResolver;
-use hickory_resolver::proto::rr::RData;
+use metastore_service_records::{Target, lookup, service};
 
 use super::DiscoveryError;
 use crate::config::{Config, ListenUrl, join};
-
-/// One SRV record.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Target {
-    priority: u16,
-    host: String,
-    port: u16,
-}
 
 /// Finds the members: `_etcd-server-ssl._tcp.<domain>` for `https`, `_etcd-server._tcp.<domain>` for
 /// `http`, each with `-<name>` behind the service when `--discovery-srv-name` is set.
@@ -23,18 +14,13 @@ struct Target {
 /// # Errors
 /// When neither has a record, or none of them is this member.
 pub async fn find(config: &Config, domain: &str) -> Result<String, DiscoveryError> {
-    let suffix = if config.discovery_srv_name.is_empty() {
-        String::new()
-    } else {
-        format!("-{}", config.discovery_srv_name)
-    };
     let own = own_addresses(&config.initial_advertise_peer_urls)
         .await
         .map_err(DiscoveryError::Dns)?;
     let mut members = Vec::new();
     let mut problems = Vec::new();
-    for (scheme, service) in [("https", "etcd-server-ssl"), ("http", "etcd-server")] {
-        let service = format!("{service}{suffix}");
+    for (scheme, base) in [("https", "etcd-server-ssl"), ("http", "etcd-server")] {
+        let service = service(base, &config.discovery_srv_name);
         let found = lookup(&service, domain)
             .await
             .map_err(|error| format!("error querying DNS SRV records for _{service} {error}"));
@@ -70,31 +56,6 @@ pub async fn find(config: &Config, domain: &str) -> Result<String, DiscoveryErro
         )));
     }
     Ok(members.join(","))
-}
-
-async fn lookup(service: &str, domain: &str) -> Result<Vec<Target>, String> {
-    let resolver = TokioResolver::builder_tokio()
-        .and_then(|builder| builder.build())
-        .map_err(|error| error.to_string())?;
-    let name = format!("_{service}._tcp.{}.", domain.trim_end_matches('.'));
-    let answer = resolver
-        .srv_lookup(name.as_str())
-        .await
-        .map_err(|error| format!("lookup {name}: {error}"))?;
-    let mut targets: Vec<Target> = answer
-        .answers()
-        .iter()
-        .filter_map(|record| match &record.data {
-            RData::SRV(srv) => Some(Target {
-                priority: srv.priority,
-                host: srv.target.to_utf8().trim_end_matches('.').to_owned(),
-                port: srv.port,
-            }),
-            _ => None,
-        })
-        .collect();
-    targets.sort();
-    Ok(targets)
 }
 
 async fn address_of(host: &str, port: u16) -> Result<SocketAddr, String> {
@@ -139,12 +100,8 @@ fn name_members(
     let mut members = Vec::new();
     let mut problem = None;
     let mut next_number = 0;
-    for (Target { host, port, .. }, address) in targets {
-        let url = if host.contains(':') {
-            format!("{scheme}://[{host}]:{port}")
-        } else {
-            format!("{scheme}://{host}:{port}")
-        };
+    for (target, address) in targets {
+        let url = format!("{scheme}://{target}");
         let name = match own.get(address) {
             Some(expected) if expected.scheme.as_str() != scheme => {
                 problem = Some(format!(

@@ -1,6 +1,9 @@
 //! How the members of a new cluster find each other when nobody lists them: through another etcd
 //! ([`registry`]) or by DNS ([`dns`]). Both end with the text of an `--initial-cluster`.
+//!
+//! [`clients`] is the other side: how a proxy finds the members of a cluster by DNS.
 
+pub mod clients;
 pub mod dns;
 pub mod registry;
 

@@ -8,12 +8,13 @@ use serde_json::json;
 
 use super::answer::{Answer, method_not_allowed, not_found, text};
 use crate::node::Node;
+use crate::observe::heap_profile::{self, View};
 use crate::observe::metrics::process;
 use crate::observe::profile;
 
 const PLAIN: &str = "text/plain; charset=utf-8";
 const VARIABLES_PATH: &str = "/debug/vars";
-const PROFILES_PATH: &str = "/debug/pprof/";
+pub(crate) const PROFILES_PATH: &str = "/debug/pprof/";
 /// How long samples are taken when the request does not say; Go's.
 const PROFILE_SECONDS: u64 = 30;
 /// The longest time to take samples.
@@ -79,7 +80,8 @@ fn variables(node: &Arc<Node>) -> Answer {
     )
 }
 
-async fn profiles(profile: &str, query: &str) -> Answer {
+/// Answers what stands under `/debug/pprof/`.
+pub(crate) async fn profiles(profile: &str, query: &str) -> Answer {
     match profile {
         "" => text(StatusCode::OK, "text/html; charset=utf-8", INDEX),
         "cmdline" => {
@@ -87,12 +89,8 @@ async fn profiles(profile: &str, query: &str) -> Answer {
             text(StatusCode::OK, PLAIN, arguments.join("\0"))
         }
         "profile" => cpu_profile(query).await,
-        "heap" | "allocs" => text(
-            StatusCode::NOT_IMPLEMENTED,
-            PLAIN,
-            "the allocator does not record who allocates; /debug/vars and process_resident_memory_bytes \
-             tell how much\n",
-        ),
+        "heap" => heap_profile("heap", View::Live).await,
+        "allocs" => heap_profile("allocs", View::Taken).await,
         "goroutine" | "threadcreate" | "block" | "mutex" | "trace" | "symbol" => text(
             StatusCode::NOT_IMPLEMENTED,
             PLAIN,
@@ -110,14 +108,7 @@ async fn cpu_profile(query: &str) -> Answer {
         .unwrap_or(PROFILE_SECONDS)
         .min(PROFILE_SECONDS_MAX);
     match profile::cpu_profile(Duration::from_secs(seconds)).await {
-        Ok(encoded) => {
-            let mut answer = text(StatusCode::OK, "application/octet-stream", encoded);
-            let file = header::HeaderValue::from_static("attachment; filename=\"profile\"");
-            answer
-                .headers_mut()
-                .insert(header::CONTENT_DISPOSITION, file);
-            answer
-        }
+        Ok(encoded) => attachment("profile", encoded),
         Err(error) => text(
             StatusCode::INTERNAL_SERVER_ERROR,
             PLAIN,
@@ -126,7 +117,30 @@ async fn cpu_profile(query: &str) -> Answer {
     }
 }
 
+async fn heap_profile(name: &'static str, view: View) -> Answer {
+    match tokio::task::spawn_blocking(move || heap_profile::heap_profile(view)).await {
+        Ok(Some(encoded)) => attachment(name, encoded),
+        Ok(None) | Err(_) => text(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            PLAIN,
+            "allocations are not being sampled\n",
+        ),
+    }
+}
+
+fn attachment(name: &'static str, encoded: Vec<u8>) -> Answer {
+    let mut answer = text(StatusCode::OK, "application/octet-stream", encoded);
+    if let Ok(file) = format!("attachment; filename=\"{name}\"").parse() {
+        answer
+            .headers_mut()
+            .insert(header::CONTENT_DISPOSITION, file);
+    }
+    answer
+}
+
 const INDEX: &str = "<html>\n<head>\n<title>/debug/pprof/</title>\n</head>\n<body>\n/debug/pprof/\n<p>\n\
+<a href=\"allocs\">allocs</a>: who has taken memory since the start<br>\n\
 <a href=\"cmdline\">cmdline</a>: the command line of this program<br>\n\
+<a href=\"heap\">heap</a>: who holds memory<br>\n\
 <a href=\"profile\">profile</a>: where the processor's time goes; ?seconds= says for how long to look<br>\n\
 </body>\n</html>\n";

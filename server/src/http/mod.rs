@@ -9,13 +9,13 @@
 //! `/version` and, among peers, `/members` are here.
 
 mod access;
-mod answer;
+pub(crate) mod answer;
 mod gateway;
 mod health;
 mod mux;
 mod rest;
 
-mod debug;
+pub(crate) mod debug;
 mod metrics;
 
 use std::sync::Arc;

@@ -19,12 +19,11 @@ use metastore_consensus::Rewound;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::Services;
+use super::ConnectionService;
 use super::endpoints::Traffic;
 use super::executor::PollFirst;
 use super::peer_certificate::PeerCertificate;
 use super::sockets::{DetachedSocket, StreamSocket};
-use crate::config::Config;
 use crate::tls::{Accepted, Remote, ServerTls};
 
 /// Flow-control window of one stream. The default of 64 KiB stops a 1.5 MiB put many times.
@@ -68,6 +67,19 @@ pub struct ClientEndpoint {
     pub identifies_clients: bool,
 }
 
+/// What the options say about connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionOptions {
+    /// `--max-concurrent-streams`.
+    pub max_concurrent_streams: u32,
+    /// `--grpc-keepalive-min-time`; zero leaves the choice to gRPC.
+    pub ping_interval_min: Duration,
+    /// `--grpc-keepalive-interval`; nothing: no pings.
+    pub ping_interval: Option<Duration>,
+    /// `--grpc-keepalive-timeout`; nothing: no pings.
+    pub ping_timeout: Option<Duration>,
+}
+
 /// How HTTP connections behave.
 pub(super) struct HttpOptions {
     http1: http1::Builder,
@@ -77,7 +89,7 @@ pub(super) struct HttpOptions {
 }
 
 impl HttpOptions {
-    pub(super) fn new(config: &Config) -> Self {
+    pub(super) fn new(options: &ConnectionOptions) -> Self {
         let mut http1 = http1::Builder::new();
         http1
             .timer(TokioTimer::new())
@@ -90,11 +102,9 @@ impl HttpOptions {
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .max_header_list_size(HEADER_LIST_BYTES_MAX)
-            .max_concurrent_streams(config.max_concurrent_streams);
-        if let (Some(interval), Some(timeout)) = (
-            config.grpc_keepalive_interval,
-            config.grpc_keepalive_timeout,
-        ) && interval < PING_INTERVAL_DEFAULT
+            .max_concurrent_streams(options.max_concurrent_streams);
+        if let (Some(interval), Some(timeout)) = (options.ping_interval, options.ping_timeout)
+            && interval < PING_INTERVAL_DEFAULT
         {
             http2
                 .keep_alive_interval(interval)
@@ -103,7 +113,7 @@ impl HttpOptions {
         Self {
             http1,
             http2,
-            ping_interval_min: Some(config.grpc_keepalive_min_time)
+            ping_interval_min: Some(options.ping_interval_min)
                 .filter(|interval| !interval.is_zero())
                 .unwrap_or(GRPC_PING_INTERVAL_MIN),
         }
@@ -164,16 +174,26 @@ async fn within_header_timeout<T>(work: impl Future<Output = io::Result<T>>) -> 
 }
 
 /// What every connection of a thread shares.
-pub(super) struct Serving {
-    pub(super) services: Arc<Services>,
-    pub(super) options: HttpOptions,
+pub(crate) struct Serving<S> {
+    services: Arc<S>,
+    options: HttpOptions,
+}
+
+impl<S: ConnectionService> Serving<S> {
+    /// Serves so.
+    pub(crate) fn new(services: S, options: &ConnectionOptions) -> Self {
+        Self {
+            services: Arc::new(services),
+            options: HttpOptions::new(options),
+        }
+    }
 }
 
 /// Serves a connection to its end.
-pub(super) async fn serve(
+pub(crate) async fn serve<S: ConnectionService>(
     socket: DetachedSocket,
     endpoint: Arc<ClientEndpoint>,
-    serving: Arc<Serving>,
+    serving: Arc<Serving<S>>,
 ) {
     let result = match socket.attach() {
         Ok(StreamSocket::Tcp(stream)) => serve_tcp(stream, &endpoint, &serving).await,
@@ -190,7 +210,11 @@ pub(super) async fn serve(
 
 type Ended = Result<(), String>;
 
-async fn serve_tcp(stream: TcpStream, endpoint: &ClientEndpoint, serving: &Serving) -> Ended {
+async fn serve_tcp<S: ConnectionService>(
+    stream: TcpStream,
+    endpoint: &ClientEndpoint,
+    serving: &Serving<S>,
+) -> Ended {
     let address = stream.peer_addr();
     if endpoint.insecure {
         match peek(&stream).await.map_err(|error| error.to_string())? {
@@ -207,11 +231,11 @@ async fn serve_tcp(stream: TcpStream, endpoint: &ClientEndpoint, serving: &Servi
 }
 
 /// Serves a connection whose first bytes have to be read to know what it speaks.
-async fn serve_read(
+async fn serve_read<S: ConnectionService>(
     stream: TcpStream,
     address: io::Result<SocketAddr>,
     endpoint: &ClientEndpoint,
-    serving: &Serving,
+    serving: &Serving<S>,
 ) -> Ended {
     let (protocol, stream) = read_first(stream)
         .await
@@ -285,9 +309,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Fair<S> {
     }
 }
 
-async fn serve_unix<S>(stream: S, endpoint: &ClientEndpoint, serving: &Serving) -> Ended
+async fn serve_unix<T, S>(stream: T, endpoint: &ClientEndpoint, serving: &Serving<S>) -> Ended
 where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: ConnectionService,
 {
     if !endpoint.insecure {
         return serve_tls(stream, &Remote::unix(), endpoint, serving).await;
@@ -301,14 +326,15 @@ where
     }
 }
 
-async fn serve_tls<S>(
-    stream: S,
+async fn serve_tls<T, S>(
+    stream: T,
     remote: &Remote,
     endpoint: &ClientEndpoint,
-    serving: &Serving,
+    serving: &Serving<S>,
 ) -> Ended
 where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: ConnectionService,
 {
     let Some(tls) = &endpoint.tls else {
         return Err(format!("{remote} speaks TLS, which is not spoken here"));
@@ -358,16 +384,17 @@ impl Secured {
     }
 }
 
-async fn serve_http<S>(
-    stream: S,
+async fn serve_http<T, S>(
+    stream: T,
     protocol: Protocol,
     remote: Option<SocketAddr>,
     secured: Option<Secured>,
     endpoint: &ClientEndpoint,
-    serving: &Serving,
+    serving: &Serving<S>,
 ) -> Ended
 where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: ConnectionService,
 {
     let traffic = endpoint.traffic;
     // As in etcd: on a TLS port that serves HTTP too, another library than gRPC's speaks HTTP/2, and

@@ -23,6 +23,7 @@ use metastore_consensus::completion::Mailbox;
 use tokio::sync::mpsc;
 
 use crate::client_limits::ClientAddress;
+use crate::config::Config;
 use crate::http::{HttpRoutes, HttpService};
 use crate::node::Node;
 use crate::observe::metrics::runtimes;
@@ -30,15 +31,26 @@ use crate::rpc::compression;
 use crate::rpc::services::GrpcServices;
 use crate::rpc::unary::ResponseBody;
 
-pub use connection::{ClientEndpoint, OverTls};
+pub use connection::{ClientEndpoint, ConnectionOptions, OverTls};
 pub use endpoints::{EndpointPlan, Traffic, plan};
 pub use peer_certificate::PeerCertificate;
 
-use connection::{HttpOptions, Serving};
+pub(crate) use connection::{Serving, serve};
 use sockets::{DetachedSocket, Socket};
 
 /// Connections that may wait for their client thread.
 const PENDING_CONNECTIONS_MAX: usize = 1024;
+
+/// Answers the requests of connections.
+pub(crate) trait ConnectionService: Send + Sync + 'static {
+    /// Answers a request that came from `remote` to a socket for this traffic.
+    fn call(
+        self: &Arc<Self>,
+        request: Request<Incoming>,
+        remote: Option<SocketAddr>,
+        traffic: Traffic,
+    ) -> BoxFuture<'static, Response<ResponseBody>>;
+}
 
 /// What a client connection talks to.
 struct Services {
@@ -46,7 +58,7 @@ struct Services {
     http: HttpService,
 }
 
-impl Services {
+impl ConnectionService for Services {
     fn call(
         self: &Arc<Self>,
         request: Request<Incoming>,
@@ -64,11 +76,16 @@ impl Services {
             return std::future::ready(refusal).boxed();
         }
         if compression::is_announced(&request) {
-            return compression::call(self.grpc.clone(), request, remote).boxed();
+            let grpc = self.grpc.clone();
+            let bytes_max = grpc.receive_bytes_max();
+            let answer = move |request| grpc.call(request, remote);
+            return compression::call(request, bytes_max, answer).boxed();
         }
         self.grpc.call(request, remote)
     }
+}
 
+impl Services {
     async fn call_http(
         self: Arc<Self>,
         request: Request<Incoming>,
@@ -99,8 +116,13 @@ fn not_grpc(request: &Request<Incoming>) -> Response<ResponseBody> {
     response
 }
 
+/// The answer to a gRPC request that no service gets; `None` for all others.
+pub(crate) fn refusal(request: &Request<Incoming>) -> Option<Response<ResponseBody>> {
+    grpc_refusal::refusal(request)
+}
+
 /// Whether a request is gRPC: as in etcd, over HTTP/2 only, and by its content type.
-fn is_grpc(request: &Request<Incoming>) -> bool {
+pub(crate) fn is_grpc(request: &Request<Incoming>) -> bool {
     if request.version() != Version::HTTP_2 {
         return false;
     }
@@ -111,6 +133,15 @@ fn is_grpc(request: &Request<Incoming>) -> bool {
         // A subtype or parameters may follow, but not, for instance, `-web`.
         Some([] | [b'+' | b';', ..]) => true,
         Some(_) | None => false,
+    }
+}
+
+fn connection_options(config: &Config) -> ConnectionOptions {
+    ConnectionOptions {
+        max_concurrent_streams: config.max_concurrent_streams,
+        ping_interval_min: config.grpc_keepalive_min_time,
+        ping_interval: config.grpc_keepalive_interval,
+        ping_timeout: config.grpc_keepalive_timeout,
     }
 }
 
@@ -129,13 +160,11 @@ impl ClientThreads {
     /// When the operating system gives no more threads.
     pub fn start(node: &Arc<Node>, count: usize) -> std::io::Result<Self> {
         let grpc = GrpcServices::new(node);
-        let serving = Arc::new(Serving {
-            services: Arc::new(Services {
-                http: HttpService::for_clients(Arc::clone(node), &grpc),
-                grpc,
-            }),
-            options: HttpOptions::new(&node.config),
-        });
+        let services = Services {
+            http: HttpService::for_clients(Arc::clone(node), &grpc),
+            grpc,
+        };
+        let serving = Arc::new(Serving::new(services, &connection_options(&node.config)));
         let mut connections = Vec::with_capacity(count);
         for number in 0..count.max(1) {
             let (sender, mut receiver) = mpsc::channel::<Dealt>(PENDING_CONNECTIONS_MAX);
@@ -150,7 +179,7 @@ impl ClientThreads {
                     runtime.block_on(async move {
                         Mailbox::open();
                         while let Some((socket, endpoint)) = receiver.recv().await {
-                            tokio::spawn(connection::serve(socket, endpoint, Arc::clone(&serving)));
+                            tokio::spawn(serve(socket, endpoint, Arc::clone(&serving)));
                         }
                     });
                 })?;

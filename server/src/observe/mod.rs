@@ -1,5 +1,6 @@
 //! What the server tells about itself.
 
+pub mod heap_profile;
 pub mod log;
 pub mod log_rotation;
 pub mod metrics;

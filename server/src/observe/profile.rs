@@ -47,7 +47,7 @@ pub async fn cpu_profile(duration: Duration) -> Result<Vec<u8>, ProfileError> {
 }
 
 /// `perftools.profiles`, as far as it is needed here.
-mod messages {
+pub(super) mod messages {
     #[derive(Clone, PartialEq, prost::Message)]
     pub struct Profile {
         #[prost(message, repeated, tag = "1")]
@@ -68,6 +68,8 @@ mod messages {
         pub period_type: Option<ValueType>,
         #[prost(int64, tag = "12")]
         pub period: i64,
+        #[prost(int64, tag = "14")]
+        pub default_sample_type: i64,
     }
 
     #[derive(Clone, Copy, PartialEq, prost::Message)]
@@ -127,7 +129,7 @@ mod messages {
 
 /// Texts and functions of a profile, each once.
 #[derive(Default)]
-struct Tables {
+pub(super) struct Tables {
     strings: HashMap<String, i64>,
     list: Vec<String>,
     functions: HashMap<(i64, i64), u64>,
@@ -137,7 +139,8 @@ struct Tables {
 }
 
 impl Tables {
-    fn text(&mut self, text: &str) -> i64 {
+    /// The number of a text. That of the first text, which has to be the empty one, is 0.
+    pub(super) fn text(&mut self, text: &str) -> i64 {
         if let Some(position) = self.strings.get(text) {
             return *position;
         }
@@ -147,10 +150,11 @@ impl Tables {
         position
     }
 
-    fn function(&mut self, symbol: &pprof::Symbol) -> u64 {
-        let name = self.text(&symbol.name());
-        let system_name = self.text(&symbol.sys_name());
-        let file = self.text(&symbol.filename());
+    /// The number of a function with its name as people write it and as the linker knows it.
+    pub(super) fn function(&mut self, name: &str, system_name: &str, file: &str) -> u64 {
+        let name = self.text(name);
+        let system_name = self.text(system_name);
+        let file = self.text(file);
         let next = self.function_list.len() as u64 + 1;
         let id = *self.functions.entry((system_name, file)).or_insert(next);
         if id == next {
@@ -165,11 +169,20 @@ impl Tables {
     }
 
     /// One address: the function in it and those that were inlined there.
-    fn location(&mut self, symbols: &[pprof::Symbol]) -> u64 {
-        let lines: Vec<_> = symbols
+    fn symbols(&mut self, symbols: &[pprof::Symbol]) -> u64 {
+        let lines = symbols
             .iter()
-            .map(|symbol| (self.function(symbol), i64::from(symbol.lineno())))
+            .map(|symbol| {
+                let (name, system_name) = (symbol.name(), symbol.sys_name());
+                let function = self.function(&name, &system_name, &symbol.filename());
+                (function, i64::from(symbol.lineno()))
+            })
             .collect();
+        self.location(lines)
+    }
+
+    /// The number of a place: functions with their lines, the one that was inlined first.
+    pub(super) fn location(&mut self, lines: Vec<(u64, i64)>) -> u64 {
         let next = self.location_list.len() as u64 + 1;
         let id = *self.locations.entry(lines.clone()).or_insert(next);
         if id == next {
@@ -180,6 +193,21 @@ impl Tables {
             self.location_list.push(messages::Location { id, lines });
         }
         id
+    }
+}
+
+impl Tables {
+    /// The encoded profile of now.
+    pub(super) fn complete(self, profile: messages::Profile) -> Vec<u8> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        messages::Profile {
+            locations: self.location_list,
+            functions: self.function_list,
+            strings: self.list,
+            time_nanoseconds: now.map_or(0, nanoseconds),
+            ..profile
+        }
+        .encode_to_vec()
     }
 }
 
@@ -206,7 +234,7 @@ fn encode(report: &Report, duration: Duration) -> Vec<u8> {
                 locations: frames
                     .frames
                     .iter()
-                    .map(|symbols| tables.location(symbols))
+                    .map(|symbols| tables.symbols(symbols))
                     .collect(),
                 values: vec![count, count.saturating_mul(period)],
                 labels: vec![messages::Label {
@@ -216,18 +244,17 @@ fn encode(report: &Report, duration: Duration) -> Vec<u8> {
             }
         })
         .collect();
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let nanoseconds = |time: Duration| i64::try_from(time.as_nanos()).unwrap_or(i64::MAX);
-    messages::Profile {
+    let profile = messages::Profile {
         sample_types: vec![count_type, time_type],
         samples,
-        locations: tables.location_list,
-        functions: tables.function_list,
-        strings: tables.list,
-        time_nanoseconds: now.map_or(0, nanoseconds),
         duration_nanoseconds: nanoseconds(duration),
         period_type: Some(time_type),
         period,
-    }
-    .encode_to_vec()
+        ..Default::default()
+    };
+    tables.complete(profile)
+}
+
+fn nanoseconds(time: Duration) -> i64 {
+    i64::try_from(time.as_nanos()).unwrap_or(i64::MAX)
 }

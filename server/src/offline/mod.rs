@@ -13,7 +13,7 @@ mod verify;
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
@@ -82,6 +82,15 @@ enum Command {
     Snapshot {
         #[command(subcommand)]
         command: SnapshotCommand,
+    },
+    /// Gives the space of removed rows in a data directory back to the system
+    Defrag {
+        /// Data directory of a member that does not run
+        #[arg(long)]
+        data_dir: PathBuf,
+        /// Log directory, when it is not inside
+        #[arg(long)]
+        wal_dir: Option<PathBuf>,
     },
     /// Prints the hash of the history of a snapshot, a database of etcd, or a data directory
     Hashkv {
@@ -254,6 +263,7 @@ fn execute(line: CommandLine) -> Result<(), Failure> {
         Command::Snapshot {
             command: SnapshotCommand::Restore(arguments),
         } => restore::run(&arguments),
+        Command::Defrag { data_dir, wal_dir } => defragment(&data_dir, wal_dir.as_deref()),
         Command::Hashkv { path, rev } => hash_kv::run(&path, rev, format()?),
         Command::Inspect { path, wal_dir } => data_directory::inspect(&path, wal_dir.as_deref()),
         Command::Verify { path, wal_dir } => verify::run(&path, wal_dir.as_deref()),
@@ -270,6 +280,20 @@ fn execute(line: CommandLine) -> Result<(), Failure> {
             Ok(())
         }
     }
+}
+
+fn defragment(data_directory: &Path, wal_directory: Option<&Path>) -> Result<(), Failure> {
+    let directory = data_directory::OpenDirectory::open(data_directory, wal_directory)?;
+    let before = directory.reader.size()?.physical_bytes;
+    directory.reader.engine().compact_files()?;
+    let after = directory.reader.size()?.physical_bytes;
+    tracing::info!(
+        "data-dir" = %data_directory.display(),
+        "bytes-before" = before,
+        "bytes-after" = after,
+        "finished defragmentation"
+    );
+    Ok(())
 }
 
 /// What `verify` finds wrong with a data directory, for tests of imports.

@@ -5,7 +5,6 @@
 
 use std::io::Read;
 use std::io::Write;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -20,7 +19,6 @@ use hyper::body::Incoming;
 use tonic::Status;
 use tonic::body::Body;
 
-use super::services::GrpcServices;
 use super::unary::{self, ResponseBody};
 
 const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
@@ -39,12 +37,15 @@ pub fn is_announced(request: &Request<Incoming>) -> bool {
         .is_some_and(|encoding| encoding != "identity" && !encoding.is_empty())
 }
 
-/// Answers a call whose messages may be compressed.
-pub async fn call(
-    services: GrpcServices,
+/// Answers a call whose messages may be compressed, as `answer` answers it without compression.
+pub async fn call<F>(
     mut request: Request<Incoming>,
-    remote: Option<SocketAddr>,
-) -> Response<ResponseBody> {
+    bytes_max: usize,
+    answer: impl FnOnce(Request<Body>) -> F,
+) -> Response<ResponseBody>
+where
+    F: Future<Output = Response<ResponseBody>>,
+{
     let encoding = request.headers_mut().remove(ENCODING);
     if encoding.as_ref() != Some(&GZIP) {
         let name = encoding.as_ref().map_or(&b""[..], HeaderValue::as_bytes);
@@ -53,9 +54,8 @@ pub async fn call(
             String::from_utf8_lossy(name)
         )));
     }
-    let bytes_max = services.receive_bytes_max();
     let request = request.map(|body| Body::new(Unpacking::new(body, bytes_max)));
-    let mut response = services.call(request, remote).await;
+    let mut response = answer(request).await;
     // A call that failed at once has headers only, and nothing that could be packed.
     if response.headers().contains_key(STATUS) {
         return response;

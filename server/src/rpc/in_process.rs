@@ -143,7 +143,8 @@ pub struct Answers {
 }
 
 impl Answers {
-    fn new(response: Response<ResponseBody>) -> Self {
+    /// The answers in a response.
+    pub fn new(response: Response<ResponseBody>) -> Self {
         let (parts, body) = response.into_parts();
         Self {
             body,

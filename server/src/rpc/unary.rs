@@ -28,7 +28,7 @@ use crate::observe::metrics::grpc::{AnswerBody, Call, Method};
 use crate::slow_requests::{self, Loggable, RequestStats};
 
 /// Flag and length in front of each message.
-const PREFIX_BYTES: usize = 5;
+pub const PREFIX_BYTES: usize = 5;
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/grpc");
 const STATUS_OK: HeaderValue = HeaderValue::from_static("0");
@@ -142,7 +142,10 @@ fn success(message: Bytes) -> Response<ResponseBody> {
 }
 
 /// Reads the message of a unary call.
-async fn read_message(mut body: impl RequestBody, bytes_max: usize) -> Result<Bytes, Status> {
+///
+/// # Errors
+/// With the texts of grpc-go.
+pub async fn read_message(mut body: impl RequestBody, bytes_max: usize) -> Result<Bytes, Status> {
     let mut received = BytesMut::new();
     let mut expected = None;
     while let Some(frame) = body.frame().await {
@@ -186,7 +189,11 @@ fn status_of(error: Box<dyn std::error::Error + Send + Sync>) -> Status {
     }
 }
 
-fn message_length(received: &[u8], bytes_max: usize) -> Result<usize, Status> {
+/// The length of the message that begins with these bytes, at least its prefix.
+///
+/// # Errors
+/// With the texts of grpc-go.
+pub fn message_length(received: &[u8], bytes_max: usize) -> Result<usize, Status> {
     let mut prefix = &received[..PREFIX_BYTES];
     let flag = prefix.get_u8();
     let length = prefix.get_u32() as usize;

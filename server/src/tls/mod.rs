@@ -22,11 +22,27 @@ mod server;
 mod text;
 mod trust;
 
+use std::path::Path;
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+
 pub use cipher_suites::check_names as check_cipher_suite_names;
 pub use client::ClientTls;
 pub use self_signed::{generate, hosts_of};
 pub use server::{Accepted, Endpoint, Remote, ServerTls};
 pub use text::{handshake_error, open_error};
+
+/// The common name in a certificate; empty when it has none.
+///
+/// # Errors
+/// A file that cannot be read, or holds no certificate.
+pub fn common_name(cert_file: &Path) -> Result<String, TlsError> {
+    let contents = std::fs::read(cert_file).map_err(|error| open_error(cert_file, &error))?;
+    let certificate = CertificateDer::from_pem_slice(&contents)
+        .map_err(|error| format!("tls: failed to parse certificate: {error}"))?;
+    Ok(certificate::Facts::read(&certificate)?.common_name)
+}
 
 /// Why TLS cannot be set up: a text for the person who started the program.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -1,9 +1,9 @@
 //! metastorectl beside etcdctl: the same commands on two equal etcds, the same output and exit code.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -612,4 +612,103 @@ async fn metastorectl_mirrors_into_another_store() {
     wait_for("copy/29", "29").await;
     source.client().put("m/00", "changed").await.unwrap();
     wait_for("copy/00", "changed").await;
+}
+
+/// What a program says of a command.
+fn help(program: &Path, command: &[String]) -> String {
+    let output = Command::new(program)
+        .args(command)
+        .arg("--help")
+        .output()
+        .unwrap();
+    let all = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8(all).unwrap();
+    assert!(
+        output.status.success(),
+        "{} {command:?}: {text}",
+        program.display()
+    );
+    text
+}
+
+/// The sub-commands that a help text of etcd's tools lists.
+fn subcommands(help: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut is_list = false;
+    for line in help.lines() {
+        if line.ends_with(" commands") || line == "Available Commands:" {
+            is_list = true;
+        } else if line.is_empty() {
+            is_list = false;
+        } else if let (true, Some(name)) = (is_list, line.split_whitespace().next()) {
+            found.push(name.to_owned());
+        }
+    }
+    found
+}
+
+fn flags(help: &str) -> BTreeSet<&str> {
+    help.split_whitespace()
+        .filter_map(|word| word.strip_prefix("--"))
+        .map(|word| {
+            word.split(['=', ',', '.', '`', ')', '['])
+                .next()
+                .unwrap_or(word)
+        })
+        .filter(|name| name.starts_with(char::is_alphabetic))
+        .collect()
+}
+
+/// Walks through the commands of etcd's tool and notes what ours does not have.
+fn compare_commands(etcds: &Path, ours: &Path, command: &[String], missing: &mut Vec<String>) {
+    let theirs = help(etcds, command);
+    let inner: Vec<_> = subcommands(&theirs)
+        .into_iter()
+        // Commands of the library, and one that is another one in our tool (docs/limitations.md).
+        .filter(|name| !["help", "completion", "migrate"].contains(&name.as_str()))
+        .collect();
+    for name in &inner {
+        let command = [command, std::slice::from_ref(name)].concat();
+        compare_commands(etcds, ours, &command, missing);
+    }
+    if !inner.is_empty() {
+        return;
+    }
+    let mine = help(ours, command);
+    // Accepted without being shown: they have no effect.
+    let hidden = ["help", "timeout", "initial-memory-map-size"];
+    for flag in flags(&theirs).difference(&flags(&mine)) {
+        // A flag stands at the beginning of its line; others are only mentioned.
+        let is_own = theirs.lines().any(|line| {
+            line.trim_start()
+                .trim_start_matches("-w, ")
+                .starts_with(&format!("--{flag}"))
+        });
+        if is_own && !hidden.contains(flag) {
+            missing.push(format!("{} --{flag}", command.join(" ")));
+        }
+    }
+}
+
+#[test]
+fn every_command_and_flag_of_etcds_tools_is_there() {
+    let mut missing = Vec::new();
+    let metastoreutl = metastorectl().with_file_name("metastoreutl");
+    for (etcds, ours) in [
+        (tool("etcdctl"), metastorectl()),
+        (tool("etcdutl"), metastoreutl),
+    ] {
+        compare_commands(&etcds, &ours, &[], &mut missing);
+    }
+    let options = |program: &Path| {
+        let output = Command::new(program).arg("options").output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let (theirs, mine) = (options(&tool("etcdctl")), options(&metastorectl()));
+    missing.extend(
+        flags(&theirs)
+            .difference(&flags(&mine))
+            .map(ToString::to_string),
+    );
+    assert_eq!(missing, Vec::<String>::new());
 }

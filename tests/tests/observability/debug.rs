@@ -22,8 +22,18 @@ async fn variables_and_profiles_are_shown() {
     assert_eq!(profile.status, 200, "{}", profile.text());
     // The texts of a profile name what was sampled.
     assert!(profile.text().contains("nanoseconds"));
+    // What the test did since the start is enough for a sample or more.
+    for (name, shown) in [("heap", "inuse_space"), ("allocs", "alloc_space")] {
+        let heap = http::get(&member.address(), &format!("/debug/pprof/{name}"));
+        assert_eq!(heap.status, 200, "{}", heap.text());
+        assert!(heap.text().contains(shown), "{}", heap.text());
+        assert!(
+            heap.text().contains("metastore_server::"),
+            "{}",
+            heap.text()
+        );
+    }
     for (path, status) in [
-        ("/debug/pprof/heap", 501),
         ("/debug/pprof/goroutine", 501),
         ("/debug/pprof/nonsense", 404),
     ] {

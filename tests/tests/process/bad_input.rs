@@ -311,3 +311,63 @@ async fn ten_thousand_idle_connections_harm_nobody() {
     })
     .await;
 }
+
+/// The kilobytes that a process keeps from being swapped out.
+fn locked_kilobytes(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmLck:"));
+    line.unwrap().trim_end_matches("kB").trim().parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memory_is_locked_or_the_member_does_not_start() {
+    within(async {
+        let program = Program::MetaStore.path();
+        let folder = tempfile::tempdir().unwrap();
+        // Neither a capability nor a limit that would do.
+        let output = Command::new("bash")
+            .args([
+                "-c",
+                "ulimit -l 64; exec setpriv --bounding-set=-ipc_lock --inh-caps=-ipc_lock -- \"$@\"",
+                "bash",
+            ])
+            .arg(&program)
+            .arg("--memory-mlock")
+            .arg(format!("--data-dir={}", folder.path().display()))
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        if said.contains("setpriv:") {
+            eprintln!("half of it skipped: this user may not give capabilities up: {said}");
+        } else {
+            assert_eq!(output.status.code(), Some(1), "{said}");
+            assert!(said.contains("this process may lock 65536 bytes"), "{said}");
+            assert!(said.contains("ulimit -l unlimited"), "{said}");
+        }
+
+        let member = MemberBuilder::new(Program::MetaStore).start().await;
+        assert_eq!(locked_kilobytes(member.process_id().unwrap()), 0);
+        let mut member = MemberBuilder::new(Program::MetaStore)
+            .flag("--memory-mlock")
+            .spawn();
+        if !may_lock_memory() {
+            let limit = Duration::from_secs(10);
+            let status = member.wait_for_exit("it may not lock its memory", limit).await;
+            assert_eq!(status.code(), Some(1));
+            return;
+        }
+        member.ready().await;
+        member.client().put("a", "1").await.unwrap();
+        let locked = locked_kilobytes(member.process_id().unwrap());
+        assert!(locked > 1024, "{locked} kB");
+    })
+    .await;
+}
+
+/// Whether this process and those that it starts may lock as much memory as they want.
+fn may_lock_memory() -> bool {
+    use rustix::process::{Resource, getrlimit};
+    use rustix::thread::{CapabilitySet, capabilities};
+    getrlimit(Resource::Memlock).current.is_none()
+        || capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::IPC_LOCK))
+}

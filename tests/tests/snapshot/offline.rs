@@ -303,3 +303,70 @@ async fn a_database_with_flipped_bits_is_taken_over_or_refused() {
     })
     .await;
 }
+
+/// Bytes of all files below a folder that hold data: RocksDB's log of itself grows whenever it is opened.
+fn data_bytes_below(folder: &std::path::Path) -> u64 {
+    let entries = std::fs::read_dir(folder).unwrap().map(Result::unwrap);
+    entries
+        .filter(|entry| {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            !["LOG", "MANIFEST", "OPTIONS"]
+                .iter()
+                .any(|own| name.starts_with(own))
+        })
+        .map(|entry| match entry.metadata().unwrap() {
+            metadata if metadata.is_dir() => data_bytes_below(&entry.path()),
+            metadata => metadata.len(),
+        })
+        .sum()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_directory_is_defragmented_without_its_member() {
+    const ROUNDS: u8 = 8;
+    within(async {
+        for engine in ENGINES {
+            let mut member = our_member(engine).await;
+            let client = member.client();
+            let mut last = 0;
+            for round in 0..ROUNDS {
+                for key in 0..20 {
+                    // Values that do not compress.
+                    let value: Vec<u8> = (0..20_000).map(|_| rand::random()).collect();
+                    last = client.put(format!("{round}/{key}"), value).await.unwrap();
+                }
+            }
+            let delete = metastore_proto::etcdserverpb::DeleteRangeRequest {
+                key: "0".into(),
+                range_end: "7".into(),
+                ..Default::default()
+            };
+            client.kv.clone().delete_range(delete).await.unwrap();
+            let compact = metastore_proto::etcdserverpb::CompactionRequest {
+                revision: last + 1,
+                physical: true,
+            };
+            client.kv.clone().compact(compact).await.unwrap();
+            let expected = Digest::of(&client).await;
+            let data = member.data_folder().to_owned();
+            let arguments = ["defrag", "--data-dir", text(&data)];
+            assert!(!try_run(&metastoreutl(), &arguments).success, "it runs");
+            member.terminate().await;
+            let store = data.join("member/store");
+            let before = data_bytes_below(&store);
+            run(&metastoreutl(), &arguments);
+            let after = data_bytes_below(&store);
+            assert!(after <= before, "{engine}: {before} bytes, then {after}");
+            if engine == "rocksdb" {
+                // What is left is one round's values, and what belongs to a store.
+                assert!(after < 500_000, "{engine}: {before} bytes, then {after}");
+            }
+            member.restart().await;
+            assert_eq!(Digest::of(&member.client()).await, expected, "{engine}");
+        }
+        let nowhere = ["defrag", "--data-dir", "/nowhere"];
+        assert!(!try_run(&metastoreutl(), &nowhere).success);
+    })
+    .await;
+}

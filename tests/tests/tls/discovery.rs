@@ -1,10 +1,12 @@
 //! Members that find each other through another etcd.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::time::Duration;
 
 use metastore_proto::etcdserverpb::RangeRequest;
-use metastore_tests::programs::subject;
+use metastore_tests::member::free_port;
+use metastore_tests::programs::{metastorectl, subject, tool};
 use metastore_tests::{Client, Member, MemberBuilder, Program, eventually};
 
 const LIMIT: Duration = Duration::from_secs(40);
@@ -93,8 +95,11 @@ const DOMAIN: &str = "example.test";
 /// Where it answers: the port is fixed, so it has an address that nobody else uses.
 const NAME_SERVER: &str = "127.0.0.77:53";
 
-/// Answers SRV for `_etcd-server._tcp.example.test` and A (127.0.0.1) for its targets.
-fn serve_names(socket: &std::net::UdpSocket, targets: &[(String, u16)]) {
+/// What stands behind a service's name: hosts and ports.
+type Services = BTreeMap<String, Vec<(String, u16)>>;
+
+/// Answers SRV for services and A (127.0.0.1) for their targets.
+fn serve_names(socket: &std::net::UdpSocket, services: &Services) {
     let mut query = [0; 512];
     while let Ok((length, client)) = socket.recv_from(&mut query) {
         let query = &query[..length];
@@ -108,9 +113,9 @@ fn serve_names(socket: &std::net::UdpSocket, targets: &[(String, u16)]) {
         let name = labels.join(".");
         let kind = query[at + 2];
         let mut answers = Vec::new();
-        let is_service = name == format!("_etcd-server._tcp.{DOMAIN}");
-        let is_host = targets.iter().any(|(host, _)| *host == name);
-        if kind == 33 && is_service {
+        let service = services.get(&name);
+        let is_host = services.values().flatten().any(|(host, _)| *host == name);
+        if let (33, Some(targets)) = (kind, service) {
             for (host, port) in targets {
                 let mut data = vec![0, 0, 0, 0];
                 data.extend(port.to_be_bytes());
@@ -124,7 +129,11 @@ fn serve_names(socket: &std::net::UdpSocket, targets: &[(String, u16)]) {
         } else if kind == 1 && is_host {
             answers.push((1, vec![127, 0, 0, 1]));
         }
-        let code = if is_service || is_host { 0x80 } else { 0x83 };
+        let code = if service.is_some() || is_host {
+            0x80
+        } else {
+            0x83
+        };
         let mut answer = query[..2].to_vec();
         answer.extend([0x81, code, 0, 1, 0, u8::try_from(answers.len()).unwrap()]);
         answer.extend([0; 4]);
@@ -168,20 +177,32 @@ async fn members_find_each_other_by_dns() {
     let resolver = folder.path().join("resolv.conf");
     std::fs::write(&resolver, "nameserver 127.0.0.77\n").unwrap();
     let builders = ["a", "b"].map(|name| MemberBuilder::new(subject()).name(name));
-    let port = |builder: &MemberBuilder| {
-        builder
-            .peer_address()
-            .rsplit_once(':')
-            .unwrap()
-            .1
-            .to_owned()
-    };
+    let port_of = |address: String| address.rsplit_once(':').unwrap().1.to_owned();
+    let port = |builder: &MemberBuilder| port_of(builder.peer_address());
     let host = |builder: &MemberBuilder| format!("{}.{DOMAIN}", builder.member_name());
-    let targets: Vec<(String, u16)> = builders
-        .iter()
-        .map(|builder| (host(builder), port(builder).parse().unwrap()))
-        .collect();
-    std::thread::spawn(move || serve_names(&socket, &targets));
+    let targets = |port: &dyn Fn(&MemberBuilder) -> String| -> Vec<(String, u16)> {
+        builders
+            .iter()
+            .map(|builder| (host(builder), port(builder).parse().unwrap()))
+            .collect()
+    };
+    let services = Services::from([
+        (format!("_etcd-server._tcp.{DOMAIN}"), targets(&port)),
+        (
+            format!("_etcd-client-named._tcp.{DOMAIN}"),
+            targets(&|builder| port_of(builder.client_address())),
+        ),
+    ]);
+    std::thread::spawn(move || serve_names(&socket, &services));
+    let with_names = |program: &Path| {
+        let mut command = std::process::Command::new("unshare");
+        command
+            .args(["-m", "bash", "-c"])
+            .arg("mount --bind \"$0\" /etc/resolv.conf && exec \"$@\"")
+            .arg(&resolver)
+            .arg(program);
+        command
+    };
 
     let mut running = Vec::new();
     for builder in &builders {
@@ -194,11 +215,7 @@ async fn members_find_each_other_by_dns() {
                 host(builder),
                 port(builder)
             ));
-        let child = std::process::Command::new("unshare")
-            .args(["-m", "bash", "-c"])
-            .arg("mount --bind \"$0\" /etc/resolv.conf && exec \"$@\"")
-            .arg(&resolver)
-            .arg(subject().path())
+        let child = with_names(&subject().path())
             .args(builder.command_line())
             .stdout(std::process::Stdio::null())
             .stderr(std::process::Stdio::null())
@@ -219,4 +236,67 @@ async fn members_find_each_other_by_dns() {
     let mut names: Vec<_> = members.iter().map(|member| member.name.as_str()).collect();
     names.sort_unstable();
     assert_eq!(names, ["a", "b"]);
+    clients_find_members_by_dns(&with_names).await;
+}
+
+/// `--discovery-srv` of etcdctl, metastorectl and both proxies.
+async fn clients_find_members_by_dns(with_names: &dyn Fn(&Path) -> std::process::Command) {
+    let found = [
+        format!("--discovery-srv={DOMAIN}"),
+        "--discovery-srv-name=named".to_owned(),
+    ];
+    for program in [tool("etcdctl"), metastorectl()] {
+        let control = |flags: &[&str]| {
+            let output = with_names(&program).args(&found).args(flags).output();
+            output.unwrap()
+        };
+        let output = control(&["put", "found", "by dns"]);
+        assert_eq!(output.stdout, b"OK\n", "{program:?}: {output:?}");
+        // Plain endpoints may be left out; then those of the command line stay.
+        let output = control(&[
+            "--insecure-discovery=false",
+            "--endpoints=127.0.0.1:9",
+            "--command-timeout=300ms",
+            "--dial-timeout=300ms",
+            "get",
+            "found",
+        ]);
+        assert!(!output.status.success(), "{program:?}: {output:?}");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            said.contains("ignoring discovered insecure endpoint \"http://"),
+            "{program:?}: {said}"
+        );
+        // A domain without records is an error.
+        let output = with_names(&program)
+            .args(["--discovery-srv=nowhere.test", "get", "found"])
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1), "{program:?}: {output:?}");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains("dns lookup errors: "), "{program:?}: {said}");
+    }
+    for command in ["gateway", "grpc-proxy"] {
+        for program in [Program::Etcd, subject()] {
+            let listen = format!("127.0.0.1:{}", free_port());
+            let child = with_names(&program.path())
+                .args([command, "start", "--insecure-discovery"])
+                .args(&found)
+                .arg(format!("--listen-addr={listen}"))
+                .arg("--endpoints=127.0.0.1:9")
+                .stderr(std::process::Stdio::null())
+                .spawn()
+                .unwrap();
+            let _proxy = Killed(child);
+            let client = Client::new(&format!("http://{listen}"));
+            eventually("the proxy has found the members", LIMIT, || async {
+                let (pair, _) = client
+                    .get("found")
+                    .await
+                    .map_err(|error| error.to_string())?;
+                pair.map(|_| ()).ok_or_else(|| "no key".to_owned())
+            })
+            .await;
+        }
+    }
 }

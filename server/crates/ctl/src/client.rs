@@ -11,6 +11,7 @@ use metastore_proto::etcdserverpb::kv_client::KvClient;
 use metastore_proto::etcdserverpb::lease_client::LeaseClient;
 use metastore_proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use metastore_proto::etcdserverpb::watch_client::WatchClient;
+use metastore_service_records::client_endpoints;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
@@ -61,6 +62,8 @@ pub struct TlsOptions {
     pub skip_verify: bool,
     /// Whether a plain `host:port` means no TLS.
     pub insecure_transport: bool,
+    /// The name that certificates must have, whatever the endpoints say; empty: the endpoint's own.
+    pub server_name: String,
 }
 
 /// Who the client says it is.
@@ -92,12 +95,6 @@ impl ClientOptions {
                 )));
             }
         }
-        if !arguments.text("discovery-srv").is_empty() {
-            return Err(Failure::new(
-                ExitCode::BadFeature,
-                "--discovery-srv is not supported: name the members in --endpoints",
-            ));
-        }
         Ok(Self {
             endpoints: arguments.list("endpoints"),
             dial_timeout: arguments.duration("dial-timeout"),
@@ -114,6 +111,10 @@ impl ClientOptions {
                 key_file: arguments.text("key").to_owned(),
                 skip_verify: arguments.boolean("insecure-skip-tls-verify"),
                 insecure_transport: arguments.boolean("insecure-transport"),
+                server_name: match arguments.boolean("insecure-discovery") {
+                    true => String::new(),
+                    false => arguments.text("discovery-srv").to_owned(),
+                },
             },
             credentials: Credentials::from_flags(
                 arguments.text("user"),
@@ -121,6 +122,34 @@ impl ClientOptions {
                 arguments.text("auth-jwt-token"),
             )?,
         })
+    }
+
+    /// Takes the endpoints from the SRV records of `--discovery-srv`, if it is given and has any that may be
+    /// used.
+    ///
+    /// # Errors
+    /// The domain has no records.
+    pub async fn discover(&mut self, arguments: &Arguments) -> Result<(), Failure> {
+        let domain = arguments.text("discovery-srv");
+        if domain.is_empty() {
+            return Ok(());
+        }
+        let mut found = client_endpoints(domain, arguments.text("discovery-srv-name"))
+            .await
+            .map_err(Failure::error)?;
+        if !arguments.boolean("insecure-discovery") {
+            found.retain(|endpoint| {
+                let is_secure = !endpoint.starts_with("http://");
+                if !is_secure {
+                    eprintln!("ignoring discovered insecure endpoint {endpoint:?}");
+                }
+                is_secure
+            });
+        }
+        if !found.is_empty() {
+            self.endpoints = found;
+        }
+        Ok(())
     }
 
     /// The same, for one endpoint.
@@ -421,6 +450,10 @@ impl Target {
                 let host = host.trim_matches(['[', ']']).to_owned();
                 (Address::Tcp(rest.to_owned()), host)
             }
+        };
+        let host = match options.server_name.as_str() {
+            "" => host,
+            name => name.to_owned(),
         };
         let tls = match secure {
             true => Some((Arc::new(client_config(options)?), host)),

@@ -24,6 +24,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use metastore_raft_log::Observer;
+use prometheus::proto::MetricFamily;
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder,
@@ -284,12 +285,23 @@ pub fn render(node: &Node) -> Result<Vec<u8>, metastore_store::EngineError> {
     client_versions::collect(&mut families);
     process::collect(&mut families);
     runtimes::collect(&mut families);
-    let all = families.merge(METRICS.registry.gather());
+    Ok(encode(&families.merge(METRICS.registry.gather())))
+}
+
+/// The calls of clients, the process, and what a program that is no member counts by itself.
+pub fn render_without_member(registry: &Registry) -> Vec<u8> {
+    let mut families = Families::default();
+    grpc::collect(&mut families);
+    process::collect(&mut families);
+    encode(&families.merge(registry.gather()))
+}
+
+fn encode(families: &[MetricFamily]) -> Vec<u8> {
     let mut text = Vec::with_capacity(256 * 1024);
     TextEncoder::new()
-        .encode(&all, &mut text)
+        .encode(families, &mut text)
         .expect("writing to memory never fails, and no family is empty");
-    Ok(text)
+    text
 }
 
 #[cfg(test)]

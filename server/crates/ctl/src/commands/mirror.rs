@@ -120,6 +120,7 @@ async fn make_mirror(context: Context) -> Result<(), Failure> {
         cert_file: text("dest-cert"),
         key_file: text("dest-key"),
         skip_verify: false,
+        server_name: String::new(),
         insecure_transport: context.arguments.boolean("dest-insecure-transport"),
     };
     let credentials = Credentials::from_flags(&text("dest-user"), &text("dest-password"), "")?;

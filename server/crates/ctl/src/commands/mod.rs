@@ -223,14 +223,14 @@ pub const GLOBAL_FLAGS: &[FlagSpec] = &[
         "discovery-srv",
         Kind::Text,
         "",
-        "not supported: name the members in --endpoints",
+        "domain name to query for SRV records describing cluster endpoints",
     )
     .short('d'),
     flag(
         "discovery-srv-name",
         Kind::Text,
         "",
-        "not supported: name the members in --endpoints",
+        "service name to query when using DNS discovery",
     ),
     flag("help", Kind::Boolean, "false", "help for this command").short('h'),
 ];
@@ -294,7 +294,7 @@ pub fn run(arguments: &[String]) -> Result<(), Failure> {
         return Ok(());
     }
     read_environment(&mut arguments)?;
-    let context = Context {
+    let mut context = Context {
         printer: Printer::new(arguments.text("write-out"), arguments.boolean("hex"))?,
         options: ClientOptions::from_flags(&arguments)?,
         arguments,
@@ -303,7 +303,10 @@ pub fn run(arguments: &[String]) -> Result<(), Failure> {
         .worker_threads(2)
         .enable_all()
         .build()?;
-    let result = runtime.block_on((command.run)(context));
+    let result = runtime.block_on(async {
+        context.options.discover(&context.arguments).await?;
+        (command.run)(context).await
+    });
     // A thread that waits for the standard input must not hold up the end.
     runtime.shutdown_background();
     result
