@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use metastore_consensus::state_machine::LogPosition;
 use metastore_consensus::{ChangeError, MembershipChange};
 use metastore_proto::error_text::EtcdError;
 use metastore_proto::internal::{
