@@ -332,8 +332,7 @@ impl Run {
             .map(|record| (record.revision, record.tombstone))
             .collect();
         assert_eq!(kept, expected);
-        let size = self.reader.size().expect("the engine works");
-        assert_eq!(size.logical_bytes, logical_bytes);
+        assert_eq!(self.reader.logical_bytes(), logical_bytes);
         // Commits take the collected tombstones out of `latest`.
         for _ in 0..100 {
             self.applier.commit().expect("the engine works");
