@@ -285,14 +285,18 @@ impl BackupPass<'_> {
             spec: &object.spec,
             images: &self.context.images,
         };
-        let job = backup_job(
-            &cluster,
-            &self.owner(),
-            &spec.store,
-            &artifact,
-            &member.name,
-        );
-        apply(&self.context.client, &job).await?;
+        // An operator that was killed a moment ago may have made it, to read from another member; no Job can be
+        // changed.
+        if matches!(self.job_outcome("backup").await?, JobOutcome::Missing) {
+            let job = backup_job(
+                &cluster,
+                &self.owner(),
+                &spec.store,
+                &artifact,
+                &member.name,
+            );
+            apply(&self.context.client, &job).await?;
+        }
         status.phase = JobPhase::Running;
         status.cluster_id = Some(cluster_id);
         status.server_version = member.version.clone();
@@ -400,6 +404,12 @@ impl BackupPass<'_> {
         let Some(job) = api.get_opt(&name).await? else {
             return Ok(JobOutcome::Missing);
         };
+        let mut owners = job.owner_references().iter();
+        if !owners.any(|owner| owner.uid == self.uid) {
+            return Err(anyhow!(
+                "the Job {name} is that of an earlier backup of this name: waiting until Kubernetes has removed it"
+            ));
+        }
         let status = job.status.unwrap_or_default();
         let is_so = |kind: &str| {
             status
@@ -565,7 +575,15 @@ async fn schedule_pass(
         .annotations()
         .get(names::RUN_NOW_ANNOTATION)
         .cloned();
-    let is_asked = run_now.is_some() && run_now != status.last_run_now;
+    let mut is_asked = run_now.is_some() && run_now != status.last_run_now;
+    // An operator that was killed a moment ago may have made it.
+    let is_of_wish = |backup: &MetaStoreBackup| {
+        backup.annotations().get(names::RUN_NOW_ANNOTATION) == run_now.as_ref()
+    };
+    if is_asked && own.iter().any(is_of_wish) {
+        is_asked = false;
+        status.last_run_now.clone_from(&run_now);
+    }
     let base = status
         .last_schedule_time
         .as_ref()
@@ -579,7 +597,7 @@ async fn schedule_pass(
         // The name is the minute that was due, so that a crash makes no second one.
         let moment = if is_asked { now } else { due.unwrap_or(now) };
         let backup_name = format!("{name}-{}", moment.strftime("%Y%m%d%H%M%S"));
-        let object = json!({
+        let mut object = json!({
             "apiVersion": "metastore.io/v1alpha1",
             "kind": "MetaStoreBackup",
             "metadata": {
@@ -598,6 +616,9 @@ async fn schedule_pass(
                 "deletionPolicy": "Delete",
             },
         });
+        if is_asked {
+            object["metadata"]["annotations"] = json!({(names::RUN_NOW_ANNOTATION): run_now});
+        }
         apply(&context.client, &object).await?;
         status.last_run_now = run_now;
     }

@@ -392,3 +392,6 @@ fn set_condition(status: &mut ClusterStatus, condition: Condition) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -163,7 +163,37 @@ pub async fn objects_that_others_change(stage: &Stage) {
     assert_eq!(stage.members(NAME).await, members);
     writer.take_gap("changes by hand");
     writer.stop().await.check(stage, &access, NAME).await;
+}
+
+/// With `deletion.policy: Delete` a cluster takes its data with it.
+pub async fn cluster_that_takes_its_data_with_it(stage: &Stage) {
+    let left = || {
+        let kinds = "persistentvolumeclaims,configmaps,secrets,statefulsets,services";
+        stage.kubectl(&[
+            "get",
+            kinds,
+            "-l",
+            "metastore.io/cluster=example",
+            "-o",
+            "name",
+        ])
+    };
+    assert!(left().contains("persistentvolumeclaim/"), "{}", left());
+    stage.patch(NAME, r#"{"spec":{"deletion":{"policy":"Delete"}}}"#);
+    let what = "the object waits for the operator before it goes";
+    stage
+        .wait_for_object("msc", NAME, what, |cluster| {
+            cluster["metadata"]["finalizers"][0] == "metastore.io/delete-data"
+        })
+        .await;
     stage.delete_cluster(NAME).await;
+    eventually("nothing is left", LIMIT, || async {
+        match left().trim() {
+            "" => Ok(()),
+            left => Err(left.to_owned()),
+        }
+    })
+    .await;
 }
 
 /// Waits for the condition; what runs must go on.

@@ -115,6 +115,7 @@ async fn what_cannot_be_followed_is_told_and_what_others_change_is_mended() {
     stage.no_call_was_forbidden();
     bad_input::actions_that_are_refused(&stage).await;
     bad_input::objects_that_others_change(&stage).await;
+    bad_input::cluster_that_takes_its_data_with_it(&stage).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
