@@ -340,6 +340,54 @@ async fn refused_certificates_get_the_alerts_of_etcd() {
     );
 }
 
+/// Whether the answer to a request over HTTP/2 and TLS has a date.
+async fn has_date(
+    address: &str,
+    config: &rustls::ClientConfig,
+    request: http::Request<()>,
+) -> bool {
+    let mut config = config.clone();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let name = "127.0.0.1".try_into().unwrap();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let stream = connector.connect(name, stream).await.unwrap();
+    let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let is_get = request.method() == http::Method::GET;
+    let (answer, mut body) = client.send_request(request, is_get).unwrap();
+    if !is_get {
+        // A range of the key `a`, framed.
+        let message = [0, 0, 0, 0, 3, 0x0a, 1, b'a'];
+        body.send_data(message.to_vec().into(), true).unwrap();
+    }
+    let answer = tokio::time::timeout(deadline(LIMIT), answer)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(answer.status(), 200);
+    connection.abort();
+    answer.headers().contains_key("date")
+}
+
+#[tokio::test]
+async fn only_answers_that_are_not_of_grpc_have_a_date() {
+    let certificates = Certificates::new();
+    let config = client_config(&[certificates.authority.pem()], None);
+    for program in [Program::Etcd, subject()] {
+        let member = certificates.member().program(program).start().await;
+        let url = |path: &str| format!("https://{}{path}", member.address());
+        let range = http::Request::post(url("/etcdserverpb.KV/Range"))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers");
+        let version = http::Request::get(url("/version"));
+        for (request, expected) in [(range, false), (version, true)] {
+            let found = has_date(&member.address(), &config, request.body(()).unwrap()).await;
+            assert_eq!(found, expected, "{program:?}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn only_certificates_of_an_allowed_name_are_served() {
     let certificates = Certificates::new();

@@ -19,9 +19,10 @@ pub(crate) mod debug;
 mod metrics;
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header};
+use http::{Method, Request, Response, StatusCode, Version, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use serde::{Deserialize, Serialize};
@@ -116,6 +117,23 @@ impl HttpService {
 
     /// Answers a request on a client or metrics port; `secure`: it came over TLS.
     pub async fn call(
+        &self,
+        request: Request<Incoming>,
+        routes: HttpRoutes,
+        secure: bool,
+    ) -> Response<ResponseBody> {
+        // With HTTP/1.1 hyper writes it.
+        let needs_date = request.version() == Version::HTTP_2;
+        let mut response = self.answer(request, routes, secure).await;
+        if needs_date {
+            let date = httpdate::fmt_http_date(SystemTime::now());
+            let date = date.try_into().expect("a date is a header's value");
+            response.headers_mut().insert(header::DATE, date);
+        }
+        response
+    }
+
+    async fn answer(
         &self,
         mut request: Request<Incoming>,
         routes: HttpRoutes,

@@ -99,6 +99,8 @@ impl HttpOptions {
         let mut http2 = http2::Builder::new(PollFirst);
         http2
             .timer(TokioTimer::new())
+            // Answers to gRPC requests have none in etcd; `HttpService` gives it to all others.
+            .auto_date_header(false)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .max_header_list_size(HEADER_LIST_BYTES_MAX)
@@ -414,10 +416,10 @@ where
     match protocol {
         Protocol::Http2 => {
             let pings = counts_pings.then_some(options.ping_interval_min);
-            // Where gRPC's own server answers in etcd, no answer has a date.
-            let mut http2 = options.http2.clone();
-            http2.auto_date_header(!counts_pings);
-            h2::server::with_ping_interval_min(pings, || http2.serve_connection(io, service)).await
+            h2::server::with_ping_interval_min(pings, || {
+                options.http2.serve_connection(io, service)
+            })
+            .await
         }
         Protocol::Http1 if traffic == Traffic::Grpc => {
             return Err("HTTP/1.1 on a port for gRPC".to_owned());
