@@ -189,32 +189,42 @@ fn next_interval() -> u64 {
     (interval as u64).max(1)
 }
 
-/// Runs something with the samples, unless this thread is at it already.
-fn with_samples<R>(work: impl FnOnce(&mut Samples) -> R) -> Option<R> {
+/// Runs something whose own allocations are not looked at, unless this thread is at such a thing already.
+fn unseen<R>(work: impl FnOnce() -> R) -> Option<R> {
     let was_busy = IS_BUSY.try_with(|busy| busy.replace(true)).unwrap_or(true);
     if was_busy {
         return None;
     }
-    let result = match SAMPLES.lock() {
+    let result = work();
+    let _ = IS_BUSY.try_with(|busy| busy.set(false));
+    Some(result)
+}
+
+/// Runs something with the samples. It may take memory, and no other lock.
+fn with_samples<R>(work: impl FnOnce(&mut Samples) -> R) -> Option<R> {
+    let locked = || match SAMPLES.lock() {
         Ok(mut samples) => samples.as_mut().map(work),
         Err(_) => None,
     };
-    let _ = IS_BUSY.try_with(|busy| busy.set(false));
-    result
+    unseen(locked).flatten()
 }
 
 #[cold]
 fn sample(address: usize, size: u64) {
-    with_samples(|samples| {
-        let mut frames = [0; FRAMES_MAX];
-        let mut count = 0;
+    let mut frames = [0; FRAMES_MAX];
+    let mut count = 0;
+    // Before the samples are locked: the library has a lock of its own, and whoever looks names up takes memory
+    // while it holds that.
+    unseen(|| {
         backtrace::trace(|frame| {
             frames[count] = frame.ip() as usize;
             count += 1;
             count < FRAMES_MAX
         });
-        samples.take(address, size, &frames[..count]);
     });
+    if count > 0 {
+        with_samples(|samples| samples.take(address, size, &frames[..count]));
+    }
 }
 
 #[inline]
