@@ -22,7 +22,14 @@ async fn variables_and_profiles_are_shown() {
     assert_eq!(profile.status, 200, "{}", profile.text());
     // The texts of a profile name what was sampled.
     assert!(profile.text().contains("nanoseconds"));
-    // What the test did since the start is enough for a sample or more.
+    // What the test did since the start is enough for a sample or more. The member works meanwhile: names are
+    // looked up while samples are taken.
+    let client = member.client();
+    let load = tokio::spawn(async move {
+        loop {
+            client.put("k", vec![0; 100_000]).await.unwrap();
+        }
+    });
     for (name, shown) in [("heap", "inuse_space"), ("allocs", "alloc_space")] {
         let heap = http::get(&member.address(), &format!("/debug/pprof/{name}"));
         assert_eq!(heap.status, 200, "{}", heap.text());
@@ -33,6 +40,7 @@ async fn variables_and_profiles_are_shown() {
             heap.text()
         );
     }
+    load.abort();
     for (path, status) in [
         ("/debug/pprof/goroutine", 501),
         ("/debug/pprof/nonsense", 404),

@@ -285,9 +285,16 @@ async fn watch_is_over(member: &Member) -> BTreeMap<String, Family> {
             .samples
             .values()
             .sum::<f64>();
-        match streams {
-            0.0 => Ok(families),
-            streams => Err(format!("{streams} streams")),
+        // The end of the stream counts as a message. etcd notes it a little later than that the watch is gone.
+        let received = families["grpc_server_msg_received_total"]
+            .samples
+            .iter()
+            .filter(|((_, labels), _)| labels["grpc_method"] == "Watch")
+            .map(|(_, value)| value)
+            .sum::<f64>();
+        match (streams, received) {
+            (0.0, 2.0) => Ok(families),
+            other => Err(format!("{other:?} streams and messages")),
         }
     })
     .await
