@@ -5,15 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::stream;
-use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
 use metastore_proto::error_text::EtcdError;
-use metastore_proto::etcdserverpb::{
-    RangeRequest, RangeResponse, WatchCreateRequest, WatchRequest, watch_request::RequestUnion,
-};
-use prost::Message;
+use metastore_proto::etcdserverpb::{RangeRequest, RangeResponse, WatchCreateRequest};
 use tonic::Status;
 
 use super::metrics::ProxyMetrics;
@@ -23,8 +19,6 @@ use crate::http::answer::{self, Answer, PLAIN_TEXT, method_not_allowed, not_foun
 use crate::http::debug;
 use crate::observe::metrics::CONTENT_TYPE;
 use crate::observe::metrics::grpc::method;
-use crate::rpc::in_process::{Answers, framed, streamed};
-use crate::rpc::unary::ResponseBody;
 
 /// How long the read of a health check may take; etcd's limit.
 const READ_TIMEOUT: Duration = Duration::from_secs(1);
@@ -137,18 +131,12 @@ async fn check(upstream: &Upstream) -> Result<(), String> {
 }
 
 async fn watch(upstream: &Upstream) {
-    let create = WatchRequest {
-        request_union: Some(RequestUnion::CreateRequest(WatchCreateRequest {
-            key: "a".into(),
-            ..Default::default()
-        })),
+    let create = WatchCreateRequest {
+        key: "a".into(),
+        ..Default::default()
     };
-    let first = stream::iter([framed(&create.encode_to_vec())]);
-    let body = streamed(futures::StreamExt::chain(first, stream::pending()));
-    let path = method::WATCH.path();
-    if let Ok(response) = upstream.stream(path, &HeaderMap::new(), body).await {
-        let response: Response<_> = response.map(ResponseBody::Tonic);
-        let _ = Answers::new(response).next_message().await;
+    if let Ok(mut watch) = upstream.watch(&HeaderMap::new(), create).await {
+        let _ = watch.next().await;
     }
 }
 

@@ -5,15 +5,15 @@
 //! with that prefix are then the members of which `MemberList` tells.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderMap, Response};
+use http::HeaderMap;
 use metastore_proto::etcdserverpb::{
     LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse, Member,
     MemberListResponse, PutRequest, PutResponse, RangeRequest, RangeResponse, WatchCreateRequest,
-    WatchRequest, WatchResponse, watch_request::RequestUnion,
 };
 use metastore_proto::mvccpb::event::EventType;
 use parking_lot::Mutex;
@@ -25,7 +25,7 @@ use tonic::Status;
 use super::namespace::Namespace;
 use super::upstream::Upstream;
 use crate::observe::metrics::grpc::method;
-use crate::rpc::in_process::{Answers, framed, one_message, streamed};
+use crate::rpc::in_process::{Answers, one_message};
 use crate::rpc::unary::ResponseBody;
 
 /// Pause before another attempt; etcd makes one each second.
@@ -230,19 +230,18 @@ impl Members {
 
     async fn learn(self: Arc<Self>) {
         loop {
-            if let Err(error) = self.follow().await {
-                tracing::warn!(
-                    prefix = self.options.prefix,
-                    error = error.message(),
-                    "failed to establish endpoint watch"
-                );
-            }
+            let Err(error) = self.follow().await;
+            tracing::warn!(
+                prefix = self.options.prefix,
+                error = error.message(),
+                "failed to establish endpoint watch"
+            );
             tokio::time::sleep(RETRY_PAUSE).await;
         }
     }
 
-    /// Reads the entries and follows their changes until the watch ends.
-    async fn follow(&self) -> Result<(), Status> {
+    /// Reads the entries and follows their changes until the watch ends, and says why.
+    async fn follow(&self) -> Result<Infallible, Status> {
         let folder = self.folder();
         // '/' + 1: everything below the folder.
         let end = format!("{}0", self.options.prefix);
@@ -263,24 +262,17 @@ impl Members {
             .filter_map(|pair| Some((pair.key, parse(&pair.value)?)))
             .collect();
         *self.entries.lock() = entries;
-        let create = WatchRequest {
-            request_union: Some(RequestUnion::CreateRequest(WatchCreateRequest {
-                key,
-                range_end,
-                start_revision: found.header.map_or(0, |header| header.revision) + 1,
-                ..Default::default()
-            })),
+        let create = WatchCreateRequest {
+            key,
+            range_end,
+            start_revision: found.header.map_or(0, |header| header.revision) + 1,
+            ..Default::default()
         };
         let mut headers = HeaderMap::new();
         headers.insert("hasleader", http::HeaderValue::from_static("true"));
-        let first = futures::stream::iter([framed(&create.encode_to_vec())]);
-        let body = streamed(futures::StreamExt::chain(first, futures::stream::pending()));
-        let path = method::WATCH.path();
-        let response: Response<_> = self.upstream.stream(path, &headers, body).await?;
-        let mut answers = Answers::new(response.map(ResponseBody::Tonic));
-        while let Some(message) = answers.next_message().await {
-            let answer = WatchResponse::decode(message?)
-                .map_err(|error| Status::internal(error.to_string()))?;
+        let mut watch = self.upstream.watch(&headers, create).await?;
+        loop {
+            let answer = watch.next().await?;
             if answer.canceled {
                 return Err(Status::unavailable(answer.cancel_reason));
             }
@@ -301,7 +293,6 @@ impl Members {
                 }
             }
         }
-        Ok(())
     }
 }
 

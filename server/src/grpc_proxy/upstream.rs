@@ -14,19 +14,25 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use futures::{StreamExt, stream};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, header};
 use http_body::{Body as HttpBody, Frame};
 use hyper_util::rt::TokioIo;
 use metastore_consensus::BoxedStream;
+use metastore_proto::etcdserverpb::{
+    WatchCreateRequest, WatchRequest, WatchResponse, watch_request::RequestUnion,
+};
 use parking_lot::Mutex;
 use prost::Message;
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::oneshot;
 use tonic::body::Body;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tower::{Service, ServiceExt};
 
-use crate::rpc::in_process::{Answers, one_message};
+use crate::observe::metrics::grpc::method;
+use crate::rpc::in_process::{Answers, framed, one_message, streamed};
 use crate::rpc::unary::ResponseBody;
 use crate::tls::ClientTls;
 
@@ -233,6 +239,29 @@ impl Upstream {
         A::decode(answer).map_err(|error| Status::internal(error.to_string()))
     }
 
+    /// Opens a watch.
+    ///
+    /// # Errors
+    /// As [`Self::stream`].
+    pub async fn watch(
+        &self,
+        headers: &HeaderMap,
+        create: WatchCreateRequest,
+    ) -> Result<ClusterWatch, Status> {
+        let request = WatchRequest {
+            request_union: Some(RequestUnion::CreateRequest(create)),
+        };
+        let first = stream::once(std::future::ready(framed(&request.encode_to_vec())));
+        let (until_dropped, dropped) = oneshot::channel::<()>();
+        let until_then = stream::once(dropped).filter_map(|_| std::future::ready(None));
+        let body = streamed(first.chain(until_then));
+        let response = self.stream(method::WATCH.path(), headers, body).await?;
+        Ok(ClusterWatch {
+            answers: Answers::new(response.map(ResponseBody::Tonic)),
+            _until_dropped: until_dropped,
+        })
+    }
+
     /// A call whose answers come as a stream, and often its messages too.
     ///
     /// # Errors
@@ -260,6 +289,28 @@ impl Upstream {
                 return Err(last);
             }
             tokio::time::sleep(RETRY_PAUSE).await;
+        }
+    }
+}
+
+/// A watch of the proxy itself. It ends when this is dropped.
+pub struct ClusterWatch {
+    answers: Answers,
+    /// Its request ends with this. Answers that are dropped do not end it: the member would go on.
+    _until_dropped: oneshot::Sender<()>,
+}
+
+impl ClusterWatch {
+    /// The next answer.
+    ///
+    /// # Errors
+    /// The watch has ended.
+    pub async fn next(&mut self) -> Result<WatchResponse, Status> {
+        match self.answers.next_message().await {
+            Some(message) => {
+                WatchResponse::decode(message?).map_err(|error| Status::internal(error.to_string()))
+            }
+            None => Err(Status::unavailable("the watch ended")),
         }
     }
 }

@@ -19,7 +19,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
-use futures::{StreamExt, stream};
 use http::{HeaderMap, HeaderValue, Response, header};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
@@ -39,11 +38,10 @@ use tonic::body::Body;
 
 use super::namespace::Namespace;
 use super::upstream::{Upstream, is_lost, trailers};
-use crate::rpc::in_process::{Answers, framed, streamed};
+use crate::rpc::in_process::framed;
 use crate::rpc::services::RequestBody;
-use crate::rpc::unary::{self, PREFIX_BYTES, ResponseBody};
+use crate::rpc::unary::{self, PREFIX_BYTES};
 
-const WATCH_PATH: &str = "/etcdserverpb.Watch/Watch";
 /// The largest message of a client; grpc-go's default.
 pub const RECEIVE_BYTES_MAX: usize = 4 << 20;
 /// Answers that wait for a client; etcd's number. One that reads more slowly comes again by itself.
@@ -457,40 +455,23 @@ impl WatchProxy {
         number: u64,
         start_revision: i64,
     ) -> Option<Status> {
-        let create = WatchRequest {
-            request_union: Some(RequestUnion::CreateRequest(WatchCreateRequest {
-                key: subject.key.clone(),
-                range_end: subject.range_end.clone(),
-                start_revision,
-                progress_notify: true,
-                prev_kv: subject.prev_kv,
-                ..Default::default()
-            })),
+        let create = WatchCreateRequest {
+            key: subject.key.clone(),
+            range_end: subject.range_end.clone(),
+            start_revision,
+            progress_notify: true,
+            prev_kv: subject.prev_kv,
+            ..Default::default()
         };
-        let first = stream::once(std::future::ready(framed(&create.encode_to_vec())));
-        // The request ends with this call. An answer that is dropped does not end it: the member would go on.
-        let (_until_return, returned) = oneshot::channel::<()>();
-        let until_return = stream::once(returned).filter_map(|_| std::future::ready(None));
-        let body = streamed(first.chain(until_return));
-        let opened = self
-            .0
-            .upstream
-            .stream(WATCH_PATH, &subject.headers(), body)
-            .await;
-        let response = match opened {
-            Ok(response) => response,
+        let opened = self.0.upstream.watch(&subject.headers(), create).await;
+        let mut watch = match opened {
+            Ok(watch) => watch,
             Err(status) => return Some(status),
         };
-        let mut answers = Answers::new(response.map(ResponseBody::Tonic));
         loop {
-            let answer = match answers.next_message().await {
-                Some(Ok(message)) => WatchResponse::decode(message),
-                Some(Err(status)) => return Some(status),
-                None => return Some(Status::unavailable("the watch ended")),
-            };
-            let mut answer = match answer {
+            let mut answer = match watch.next().await {
                 Ok(answer) => answer,
-                Err(error) => return Some(Status::internal(error.to_string())),
+                Err(status) => return Some(status),
             };
             if !self.0.namespace.is_empty() {
                 for event in &mut answer.events {

@@ -848,6 +848,16 @@ async fn what_a_proxy_says_of_itself() {
                 .map(|(name, family)| (name.clone(), family.kind.clone(), family.help.clone()))
                 .collect();
             assert_eq!(http::get(address, "/debug/pprof/cmdline").status, 200);
+            // Etcd's proxy keeps watches of its own.
+            let kept = if shown.is_empty() { 2.0 } else { 0.0 };
+            eventually("the watch of the check is over", LIMIT, || async {
+                let name = "etcd_debugging_mvcc_watcher_total";
+                match metric(&member.address(), "/metrics", name) {
+                    watchers if watchers <= kept => Ok(()),
+                    watchers => Err(format!("{watchers} watchers")),
+                }
+            })
+            .await;
             member.kill();
             eventually("the loss shows", LIMIT, || async {
                 match http::get(address, "/health").status {
