@@ -1,8 +1,8 @@
 //! Defragmentation: gives the space of removed rows back to the system while the member serves.
 //!
-//! etcd's stops the member; ours is a compaction of the engine's files in steps with pauses. It is
-//! rarely needed: the engine does the same by itself, and what counts for the quota is the logical
-//! size.
+//! etcd's stops the member; ours is a compaction of the engine's files at a pace that leaves requests
+//! their disk. It is rarely needed: the engine does the same by itself, and what counts for the quota is
+//! the logical size.
 
 use std::time::Instant;
 

@@ -156,6 +156,38 @@ async fn a_member_with_a_smaller_quota_raises_the_alarm_for_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_defragmentation_goes_on_without_the_client_that_asked_for_it() {
+    within(async {
+        let member = Member::start(subject()).await;
+        let client = member.client();
+        for number in 0..20 {
+            let value: Vec<u8> = std::iter::repeat_with(rand::random).take(50_000).collect();
+            client.put(format!("key-{number}"), value).await.unwrap();
+        }
+        for _ in 0..20 {
+            let mut request = tonic::Request::new(pb::DefragmentRequest {});
+            request.set_timeout(Duration::from_millis(2));
+            // Too late or just in time: both are right.
+            let _ = client.maintenance.clone().defragment(request).await;
+        }
+        eventually("nothing is being defragmented", PATIENCE, || async {
+            let (_, metrics) = http_get(&member, "/metrics");
+            let line = metrics
+                .lines()
+                .find(|line| line.starts_with("etcd_disk_defrag_inflight "))
+                .map(str::to_owned);
+            match line.as_deref() {
+                Some("etcd_disk_defrag_inflight 0") => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
+        defragment(&client).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn defragmentation_gives_space_back_while_the_member_serves() {
     within(async {
         let member = Member::start(subject()).await;

@@ -182,7 +182,11 @@ impl Maintenance for MaintenanceService {
         check_call(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
         let credentials = credentials_of(&self.node, &request);
         self.node.check_admin(&credentials).await?;
-        if let Err(error) = self.node.defragment().await {
+        // Somebody who no longer waits does not stop it.
+        let node = Arc::clone(&self.node);
+        let work = tokio::spawn(async move { node.defragment().await });
+        let outcome = work.await.unwrap_or(Err(EtcdError::Stopped.into()));
+        if let Err(error) = outcome {
             tracing::warn!(%error, "failed to defragment");
             return Err(error.into());
         }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
@@ -15,13 +16,14 @@ use metastore_store::engine::{
 };
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
-    Cache, ColumnFamily, CompactOptions, DB, DBPinnableSlice, FlushOptions, ReadOptions,
-    WriteOptions, properties,
+    BottommostLevelCompaction, Cache, ColumnFamily, CompactOptions, DB, DBPinnableSlice,
+    FlushOptions, ReadOptions, WriteOptions, properties,
 };
 
 use crate::error::{io_failed, open_failed, operation_failed};
 use crate::open::{self, sync_directory};
 use crate::options::{DEFAULT, LATEST, REVISIONS, RocksDbOptions, write_options};
+use crate::pace::RequestWrites;
 
 /// Rows that a scan visits with one iterator.
 ///
@@ -55,6 +57,8 @@ pub struct RocksDbEngine {
     /// Bytes of the batches since the last flush that was asked for: memtables grow by whole blocks
     /// of memory, so that for a small store they tell nothing about its size.
     written_bytes: AtomicU64,
+    /// The same without end, for the pace of defragmentations.
+    request_writes: Arc<RequestWrites>,
 }
 
 /// Bytes of memory that the engine occupies.
@@ -90,6 +94,7 @@ impl RocksDbEngine {
             write_options: write_options(),
             inline_bytes: options.inline_bytes,
             written_bytes: AtomicU64::new(0),
+            request_writes: translated.request_writes,
         })
     }
 
@@ -432,6 +437,7 @@ impl Engine for RocksDbEngine {
             .write_opt(batch, &self.write_options)
             .map_err(self.failed("writing"))?;
         self.written_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.request_writes.add(bytes);
         Ok(())
     }
 
@@ -469,6 +475,8 @@ impl Engine for RocksDbEngine {
         // whole, not in slices: the files of the upper levels reach over all keys, and each slice would
         // rewrite the whole of the lower ones.
         options.set_exclusive_manual_compaction(false);
+        // Files of the last level have nothing to reclaim; a filter would make RocksDB rewrite them all the same.
+        options.set_bottommost_level_compaction(BottommostLevelCompaction::Skip);
         for family in self.families() {
             self.db
                 .compact_range_cf_opt(family, None::<&[u8]>, None::<&[u8]>, &options);

@@ -18,6 +18,7 @@ mod engine;
 mod error;
 mod open;
 mod options;
+mod pace;
 
 pub use engine::{MemoryUse, RocksDbEngine};
 pub use options::RocksDbOptions;

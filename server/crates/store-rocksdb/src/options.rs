@@ -1,10 +1,14 @@
 //! The engine's few options, and the many of RocksDB that follow from them.
 
+use std::sync::Arc;
+
 use metastore_store::engine::Table;
 use rocksdb::{
     BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamilyDescriptor, CompactionPri,
     DBCompressionType, DataBlockIndexType, Env, Options, WriteBufferManager, WriteOptions,
 };
+
+use crate::pace::{PacedRewriting, RequestWrites};
 
 /// Column family of the newest rows, under the user's keys.
 pub(crate) const LATEST: &str = "latest";
@@ -71,7 +75,8 @@ pub struct RocksDbOptions {
     /// the history, so that a read needs one look-up. 0: never. Default 1 KiB: a larger value is
     /// read rarely enough, and written twice dearly enough, to be worth the second look-up.
     pub inline_bytes: usize,
-    /// Flushes and compactions at once. Default: the number of cores. 0 counts as 1.
+    /// Flushes and compactions at once. Default: the number of cores, and not less than 3: one flush,
+    /// one compaction, and one more while a defragmentation takes its time. 0 counts as 1.
     pub background_jobs: usize,
     /// Bytes per second that flushes and compactions together may write; flushes go first. They
     /// share the disk with the Raft log, whose syncs they would delay. 0: no limit. Default
@@ -84,7 +89,7 @@ impl Default for RocksDbOptions {
         Self {
             memory_bytes: 80 * MEBIBYTE,
             inline_bytes: KIBIBYTE,
-            background_jobs: cores(),
+            background_jobs: cores().max(3),
             background_bytes_per_second: 128 * MEBIBYTE as u64,
         }
     }
@@ -94,6 +99,8 @@ impl Default for RocksDbOptions {
 pub(crate) struct Translated {
     pub(crate) database: Options,
     pub(crate) cache: Cache,
+    /// What the engine tells about its writes, for the pace of defragmentations.
+    pub(crate) request_writes: Arc<RequestWrites>,
     memtable_bytes: usize,
 }
 
@@ -145,6 +152,7 @@ impl RocksDbOptions {
         Ok(Translated {
             database,
             cache,
+            request_writes: Arc::default(),
             memtable_bytes: memtables_bytes / MEMTABLES_AT_ONCE,
         })
     }
@@ -180,6 +188,9 @@ impl Translated {
         options.set_level_zero_file_num_compaction_trigger(8);
         options.set_target_file_size_base(32 * MEBIBYTE as u64);
         options.set_compaction_pri(CompactionPri::MinOverlappingRatio);
+        // This table alone: files of the history move down without being rewritten, which RocksDB gives up
+        // where it finds a filter.
+        options.set_compaction_filter_factory(PacedRewriting(Arc::clone(&self.request_writes)));
         options
     }
 
