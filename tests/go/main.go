@@ -99,6 +99,8 @@ var commands = map[string]func(context.Context, *check){
 	"election":  election,
 	"stm":       softwareTransactions,
 	"members":   members,
+	"naming":    naming,
+	"recipes":   recipes,
 	"wire":      wire,
 	"auth":      authentication,
 	"relogin":   relogin,

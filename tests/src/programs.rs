@@ -67,6 +67,15 @@ pub fn client_runner(name: &str) -> PathBuf {
         .join(name)
 }
 
+/// promtool, which `tests/tools/install-promtool.sh` finds or installs on first use.
+///
+/// # Panics
+///
+/// When it cannot be installed.
+pub fn promtool() -> PathBuf {
+    installed_by("tools/install-promtool.sh").join("promtool")
+}
+
 /// Runs an installing script, which prints the folder of what it installed last.
 fn installed_by(script: &str) -> PathBuf {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join(script);

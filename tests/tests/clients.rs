@@ -766,7 +766,8 @@ async fn go(endpoints: &str, command: &str, time: Duration, meanwhile: impl Asyn
 }
 
 const GO_COMMANDS: &[&str] = &[
-    "kv", "txn", "lease", "session", "mutex", "election", "stm", "members", "wire",
+    "kv", "txn", "lease", "session", "mutex", "election", "stm", "recipes", "members", "naming",
+    "wire",
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

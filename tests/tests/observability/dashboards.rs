@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use metastore_server::observe::metrics::catalog::{self, Kind};
+use metastore_tests::programs::promtool;
 use serde_json::Value;
 
 /// What a metric's name in an expression may begin with.
@@ -83,6 +85,23 @@ fn alerts_read_metrics_that_exist_and_have_a_runbook() {
         assert!(page.is_file(), "{alert}: {} is missing", page.display());
     }
     assert!(alerts.len() > 10);
+}
+
+#[test]
+fn prometheus_accepts_the_alerts_and_raises_them() {
+    for command in [
+        ["check", "rules", "rules.yaml"],
+        ["test", "rules", "rules.test.yaml"],
+    ] {
+        let output = Command::new(promtool())
+            .args(command)
+            .current_dir(documents().join("monitoring"))
+            .output()
+            .unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
+        assert!(output.status.success(), "promtool {command:?}: {said}");
+    }
 }
 
 #[test]
