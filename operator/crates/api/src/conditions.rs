@@ -94,6 +94,8 @@ pub mod reasons {
     pub const IDLE: &str = "Idle";
     /// A member does not answer.
     pub const MEMBER_DOWN: &str = "MemberDown";
+    /// A member has served slowly for longer than `unhealthyAfter`.
+    pub const MEMBER_SLOW: &str = "MemberSlow";
     /// The node of a member that does not vote yet does not react; the member is removed, and another added.
     pub const NODE_LOST: &str = "NodeLost";
     /// A learner does not catch up.

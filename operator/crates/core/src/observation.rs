@@ -1,5 +1,7 @@
 //! What the operator sees. Nothing in it is an error: a member that does not answer is a fact.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use metastore_operator_api::{ClusterStatus, TaskSpec, TaskStatus};
 
@@ -198,6 +200,8 @@ impl Probe {
 /// A member's status.
 #[derive(Clone, Debug, Default)]
 pub struct MemberAnswer {
+    /// How long it took to answer.
+    pub answer_time: Duration,
     /// Its id.
     pub member_id: u64,
     /// The id of its cluster.
