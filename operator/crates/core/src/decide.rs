@@ -1446,6 +1446,10 @@ fn tasks(context: &Context<'_>) -> Option<Step> {
                 finish(JobPhase::Succeeded, format!("{} leads", wanted.to))
             }
             (false, Some(to)) => step(TaskStep::MoveLeader { from, to }, "the leader hands over"),
+            (true, _) if has_handed_over(seen, &task.status.done_members) => finish(
+                JobPhase::Succeeded,
+                format!("{} leads", seen.leader_name().unwrap_or_default()),
+            ),
             (true, _) => match next_leader(context, from) {
                 Some(to) => step(TaskStep::MoveLeader { from, to }, "the leader hands over"),
                 None => finish(JobPhase::Failed, "there is no other member".into()),
@@ -1470,6 +1474,14 @@ fn tasks(context: &Context<'_>) -> Option<Step> {
         )
         .of(reasons::REPLACING_MEMBER, wanted.member.clone()),
     )
+}
+
+/// Has another member led since a task that moves the leader began?
+fn has_handed_over(seen: &Observation, led_then: &[String]) -> bool {
+    let leader = seen.leader_name();
+    led_then
+        .first()
+        .is_some_and(|name| leader.is_some_and(|leader| leader != *name))
 }
 
 /// Space that could be given back, one member at a time, the leader last, at most once an hour each.

@@ -54,6 +54,16 @@ pub struct Observation {
     pub backups: BackupsObservation,
 }
 
+impl Observation {
+    /// Name of the member that leads, if those that answer agree about it.
+    pub fn leader_name(&self) -> Option<String> {
+        let leader = crate::decide::leader_id(self)?;
+        let mut members = self.members.iter();
+        let member = members.find(|member| member.recorded_id == Some(leader))?;
+        Some(member.name.clone())
+    }
+}
+
 /// What is kept in the ConfigMap `<cluster>-identity`.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Identity {

@@ -733,6 +733,34 @@ fn a_slow_member_stays_while_the_fault_may_be_another() {
 }
 
 #[test]
+fn a_task_that_moves_the_leader_anywhere_does_it_once() {
+    let (spec, mut seen) = healthy(3);
+    seen.tasks = vec![TaskObservation {
+        name: "t".into(),
+        spec: TaskSpec {
+            cluster_ref: LocalReference { name: "c".into() },
+            move_leader: Some(MoveLeaderTask::default()),
+            ..TaskSpec::default()
+        },
+        status: TaskStatus {
+            phase: JobPhase::Running,
+            done_members: vec!["m1".into()],
+            ..TaskStatus::default()
+        },
+    }];
+    let step = |seen: &Observation| match decide(&spec, seen, now()).action {
+        Action::Task { step, .. } => step,
+        other => panic!("{other:?}"),
+    };
+    assert!(matches!(step(&seen), TaskStep::MoveLeader { from: 1, .. }));
+    seen.tasks[0].status.done_members = vec!["m2".into()];
+    let TaskStep::Finish { phase, .. } = step(&seen) else {
+        panic!("it moves the leader again");
+    };
+    assert_eq!(phase, JobPhase::Succeeded);
+}
+
+#[test]
 fn a_clock_that_went_back_makes_nobody_old() {
     let (spec, mut seen) = healthy(3);
     fail(&mut seen, 3);
