@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
 use metastore_operator_api::BackupStore;
@@ -30,6 +30,8 @@ use crate::settings::AgentWork;
 const TERMINATION_LOG: &str = "/dev/termination-log";
 /// Kubernetes keeps 4096 bytes of a message.
 const MESSAGE_BYTES_MAX: usize = 4000;
+/// The longest that a member may send nothing of a snapshot. It sends while it reads.
+const SNAPSHOT_SILENCE: Duration = Duration::from_secs(60);
 /// Bytes that are read at once.
 const BUFFER_BYTES: usize = 1 << 20;
 
@@ -175,7 +177,7 @@ async fn backup(settings: &AgentSettings) -> anyhow::Result<BackupReport> {
     let store = open_store(&settings.store)?;
     let client = connect(settings).await?;
     let file = settings.scratch_folder.join("snapshot.db");
-    let (size_bytes, sha256) = download_snapshot(&client, &file).await?;
+    let (size_bytes, sha256) = download_snapshot(&client, &file, SNAPSHOT_SILENCE).await?;
     let status: SnapshotStatus =
         utility(&["snapshot", "status", &text(&file)?, "--write-out=json"])
             .await
@@ -227,12 +229,19 @@ async fn connect(settings: &AgentSettings) -> anyhow::Result<MemberClient> {
 }
 
 /// Writes the stream to a file. The server ends it with a checksum of everything before, which must fit.
-async fn download_snapshot(client: &MemberClient, path: &Path) -> anyhow::Result<(u64, String)> {
-    let mut stream = client.snapshot().await?;
+async fn download_snapshot(
+    client: &MemberClient,
+    path: &Path,
+    silence: Duration,
+) -> anyhow::Result<(u64, String)> {
+    let mut stream = heard(silence, client.snapshot()).await??;
     let mut file = tokio::fs::File::create(path).await?;
     let mut digest = Sha256::new();
     let mut size_bytes = 0u64;
-    while let Some(part) = stream.message().await.context("the snapshot broke off")? {
+    while let Some(part) = heard(silence, stream.message())
+        .await?
+        .context("the snapshot broke off")?
+    {
         digest.update(&part.blob);
         size_bytes += part.blob.len() as u64;
         file.write_all(&part.blob).await?;
@@ -242,6 +251,13 @@ async fn download_snapshot(client: &MemberClient, path: &Path) -> anyhow::Result
         bail!("the snapshot is empty");
     }
     Ok((size_bytes, hex(&digest.finalize())))
+}
+
+/// A member that says nothing for so long says nothing any more: the Job is tried again, with another member.
+async fn heard<T>(silence: Duration, answer: impl Future<Output = T>) -> anyhow::Result<T> {
+    tokio::time::timeout(silence, answer)
+        .await
+        .map_err(|_| anyhow!("the member has sent nothing of the snapshot for {silence:?}"))
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -311,13 +327,21 @@ async fn verify(settings: &AgentSettings) -> anyhow::Result<VerifyReport> {
     .await
     .context("the artifact cannot be restored")?;
     let restore_seconds = i64::try_from(started.elapsed().as_secs()).unwrap_or(i64::MAX);
+    // The data in it: etcd's utility reads the file of a data directory, ours the directory.
+    let file_of_etcd = target.join("member").join("snap").join("db");
+    let data = if file_of_etcd.exists() {
+        file_of_etcd
+    } else {
+        target
+    };
     let revision = report.revision.to_string();
     let message = match report.hash_kv {
         None => "restored; there was no hash of the live data to compare with".to_owned(),
         Some(expected) => {
+            // Of what was restored, and not of the file that it came from.
             let output = utility(&[
                 "hashkv",
-                &text(&file)?,
+                &text(&data)?,
                 "--rev",
                 &revision,
                 "--write-out=json",
@@ -442,4 +466,61 @@ async fn utility(arguments: &[&str]) -> anyhow::Result<String> {
         );
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "in a test an unwrap is an assertion")]
+mod tests {
+    use axum::body::{Body, Bytes};
+    use axum::response::IntoResponse;
+    use futures::StreamExt;
+    use metastore_proto::etcdserverpb::SnapshotResponse;
+    use prost::Message;
+
+    use super::*;
+
+    const SHORT_SILENCE: Duration = Duration::from_millis(300);
+
+    /// A member that sends a part of a snapshot, and then ends the connection or says nothing any more.
+    async fn member(ends: bool) -> MemberClient {
+        let answer = move || async move {
+            let part = SnapshotResponse {
+                remaining_bytes: 100,
+                blob: Bytes::from_static(b"half"),
+                ..SnapshotResponse::default()
+            };
+            let part = part.encode_to_vec();
+            let mut frame = vec![0];
+            frame.extend(u32::try_from(part.len()).unwrap().to_be_bytes());
+            frame.extend(part);
+            let parts = futures::stream::iter([Ok(Bytes::from(frame))]);
+            let body = if ends {
+                let cut = futures::stream::iter([Err(std::io::Error::other("cut"))]);
+                Body::from_stream(parts.chain(cut))
+            } else {
+                Body::from_stream(parts.chain(futures::stream::pending()))
+            };
+            ([("content-type", "application/grpc")], body).into_response()
+        };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let router = axum::Router::new().fallback(answer);
+        tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        MemberClient::new(&url, "localhost", None).unwrap()
+    }
+
+    #[tokio::test]
+    async fn half_a_snapshot_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("snapshot.db");
+        let client = member(true).await;
+        let outcome = download_snapshot(&client, &file, SNAPSHOT_SILENCE).await;
+        assert!(outcome.is_err(), "{outcome:?}");
+
+        let client = member(false).await;
+        let error = download_snapshot(&client, &file, SHORT_SILENCE)
+            .await
+            .unwrap_err();
+        assert!(error.to_string().contains("has sent nothing"), "{error:#}");
+    }
 }

@@ -419,6 +419,10 @@ impl Applier<'_> {
                 self.now,
             ));
         match step {
+            // Who led then: an operator that is killed after the change must not make another one.
+            TaskStep::Begin if task.spec.move_leader.is_some() => {
+                status.done_members = self.seen.observation.leader_name().into_iter().collect();
+            }
             TaskStep::Begin => {}
             TaskStep::Defragment(member) => {
                 // An operator that was killed a moment ago may have done it.

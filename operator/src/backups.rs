@@ -10,11 +10,11 @@ use jiff::tz::TimeZone;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, ListParams, PropagationPolicy};
 use kube::runtime::controller::Action as Requeue;
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{Controller, watcher};
+use kube::{Client, ResourceExt};
 use metastore_operator_api::conditions::{self, reasons};
 use metastore_operator_api::{
     BackupStatus, ConcurrencyPolicy, JobPhase, MemberRole, MemberState, MetaStoreBackup,
@@ -44,9 +44,9 @@ const ARTIFACT_FINALIZER: &str = "metastore.io/delete-artifact";
 
 pub(crate) fn backups_controller(
     context: &Arc<Context>,
+    client: &Client,
     namespace: Option<&str>,
 ) -> BoxFuture<'static, ()> {
-    let client = &context.client;
     Controller::new(all_backups(client, namespace), watcher::Config::default())
         .watches(jobs(client, namespace), children(), |job| {
             let owner = job.owner_references().first()?.name.clone();
@@ -60,9 +60,9 @@ pub(crate) fn backups_controller(
 
 pub(crate) fn schedules_controller(
     context: &Arc<Context>,
+    client: &Client,
     namespace: Option<&str>,
 ) -> BoxFuture<'static, ()> {
-    let client = &context.client;
     Controller::new(schedules(client, namespace), watcher::Config::default())
         .watches(
             all_backups(client, namespace),
@@ -81,9 +81,10 @@ pub(crate) fn schedules_controller(
 /// Deletes tasks that ended long enough ago.
 pub(crate) fn tasks_controller(
     context: &Arc<Context>,
+    client: &Client,
     namespace: Option<&str>,
 ) -> BoxFuture<'static, ()> {
-    let api: Api<MetaStoreTask> = scoped(&context.client, namespace);
+    let api: Api<MetaStoreTask> = scoped(client, namespace);
     Controller::new(api, watcher::Config::default())
         .shutdown_on_signal()
         .run(reconcile_task, after_error, context.clone())

@@ -1,7 +1,7 @@
 //! Calls to members, over etcd's API. Each has a deadline, and an outcome that says what to do.
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use metastore_operator_core::{Alarm, AlarmKind, ListedMember, MemberAnswer};
 use metastore_proto::etcdserverpb::auth_client::AuthClient;
@@ -130,10 +130,12 @@ impl MemberClient {
 
     /// What the member says about itself.
     pub(crate) async fn status(&self) -> Result<MemberAnswer, CallError> {
+        let asked = Instant::now();
         let request = self.request(pb::StatusRequest {}, PROBE_TIMEOUT);
         let answer = limited(PROBE_TIMEOUT, self.maintenance().status(request)).await?;
         let header = answer.header.unwrap_or_default();
         Ok(MemberAnswer {
+            answer_time: asked.elapsed(),
             member_id: header.member_id,
             cluster_id: header.cluster_id,
             leader_id: answer.leader,

@@ -99,7 +99,7 @@ pub(crate) async fn observe(
 
     let tls = certificates::client_files(client, cluster).await?;
     let (certificates, stale_secrets) = certificates::observe(client, cluster, now).await?;
-    let mut clients = clients_of(cluster, &members, &pods, &all_maps, tls.as_ref());
+    let mut clients = clients_of(context, cluster, &members, &pods, &all_maps, tls.as_ref());
     let is_auth_enabled = log_in(context, cluster, &mut clients).await?;
     probe(&mut members, &clients).await;
     let (list, alarms) = ask_cluster(&members, &clients).await;
@@ -368,6 +368,7 @@ fn claim(claim: &PersistentVolumeClaim) -> ClaimObservation {
 }
 
 fn clients_of(
+    context: &Context,
     cluster: &Cluster<'_>,
     members: &[MemberObservation],
     pods: &BTreeMap<String, Pod>,
@@ -395,7 +396,7 @@ fn clients_of(
             } else {
                 ("http", None)
             };
-            let url = format!("{scheme}://{address}:{}", names::CLIENT_PORT);
+            let url = format!("{scheme}://{address}:{}", context.client_port);
             let client = MemberClient::new(&url, &cluster.host(&member.name), tls).ok()?;
             Some((member.name.clone(), client))
         })

@@ -19,7 +19,7 @@ use kube::api::{Api, ListParams};
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{Controller, watcher};
-use kube::{Client, ResourceExt};
+use kube::{Client, Config, ResourceExt};
 use metastore_operator_api::{
     MetaStoreBackup, MetaStoreBackupSchedule, MetaStoreCluster, MetaStoreTask, names,
 };
@@ -33,6 +33,11 @@ use crate::reconcile::{Context, after_error, reconcile};
 use crate::settings::{LogFormat, Settings};
 use crate::telemetry::Telemetry;
 
+/// After this time an answer of the API server counts as lost. It gives its own requests a minute at most; nothing
+/// that a pass asks for takes it that long, and a pass that hangs would be the last of its cluster.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// The same for the Lease: it must be renewed while it is still trusted.
+const LEASE_ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often optional APIs are looked for: cert-manager may come after the operator.
 const DISCOVERY_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -56,9 +61,12 @@ pub fn init_log(format: LogFormat) {
 ///
 /// When Kubernetes cannot be reached at all, or the definitions are not installed: in words.
 pub async fn run(settings: &Settings) -> anyhow::Result<()> {
-    let client = Client::try_default()
+    let config = Config::infer()
         .await
         .context("no way to the Kubernetes API: neither a kubeconfig nor a service account")?;
+    let client = impatient(&config, ANSWER_TIMEOUT)?;
+    // Watches are silent for long, and have a limit of their own.
+    let watching = Client::try_from(config.clone())?;
     let context = Arc::new(make_context(settings, client.clone()).await?);
     check_definitions(settings, &client).await?;
     let listener = listen(settings.listen)
@@ -75,7 +83,10 @@ pub async fn run(settings: &Settings) -> anyhow::Result<()> {
     }
     let leases: Option<Api<Lease>> = match settings.lease_namespace.as_str() {
         "" => None,
-        namespace => Some(Api::namespaced(client.clone(), namespace)),
+        namespace => {
+            let client = impatient(&config, LEASE_ANSWER_TIMEOUT)?;
+            Some(Api::namespaced(client, namespace))
+        }
     };
     let holding = leases.clone().map(|api| {
         let leadership = context.leadership.clone();
@@ -83,10 +94,10 @@ pub async fn run(settings: &Settings) -> anyhow::Result<()> {
     });
     let mut controllers: Vec<BoxFuture<'static, ()>> = Vec::new();
     if settings.namespaces.is_empty() {
-        controllers.extend(controllers_in(&context, None));
+        controllers.extend(controllers_in(&context, &watching, None));
     }
     for namespace in &settings.namespaces {
-        controllers.extend(controllers_in(&context, Some(namespace)));
+        controllers.extend(controllers_in(&context, &watching, Some(namespace)));
     }
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -103,6 +114,17 @@ pub async fn run(settings: &Settings) -> anyhow::Result<()> {
     }
     tracing::info!("operator stopped");
     Ok(())
+}
+
+/// A client whose calls end when the API server does not answer for so long. Not for watches.
+pub(crate) fn impatient(config: &Config, answer_timeout: Duration) -> kube::Result<Client> {
+    let mut config = config.clone();
+    config.connect_timeout = Some(answer_timeout);
+    config.read_timeout = Some(answer_timeout);
+    config.write_timeout = Some(answer_timeout);
+    // The time in which nobody asked anything does not count.
+    config.reset_reader_on_write = true;
+    Client::try_from(config)
 }
 
 async fn make_context(settings: &Settings, client: Client) -> anyhow::Result<Context> {
@@ -125,6 +147,7 @@ async fn make_context(settings: &Settings, client: Client) -> anyhow::Result<Con
         telemetry: Arc::new(Telemetry::new()?),
         recorder: Recorder::new(client.clone(), reporter),
         capabilities: ArcSwap::from_pointee(capabilities(&client).await),
+        client_port: names::CLIENT_PORT,
         client,
     })
 }
@@ -215,12 +238,16 @@ async fn serve_health(listener: tokio::net::TcpListener, telemetry: Arc<Telemetr
 }
 
 /// The controllers of one namespace, or of all.
-fn controllers_in(context: &Arc<Context>, namespace: Option<&str>) -> Vec<BoxFuture<'static, ()>> {
+fn controllers_in(
+    context: &Arc<Context>,
+    watching: &Client,
+    namespace: Option<&str>,
+) -> Vec<BoxFuture<'static, ()>> {
     vec![
-        clusters_controller(context, namespace),
-        backups::backups_controller(context, namespace),
-        backups::schedules_controller(context, namespace),
-        backups::tasks_controller(context, namespace),
+        clusters_controller(context, watching, namespace),
+        backups::backups_controller(context, watching, namespace),
+        backups::schedules_controller(context, watching, namespace),
+        backups::tasks_controller(context, watching, namespace),
     ]
 }
 
@@ -251,8 +278,11 @@ fn cluster_of_label<K: kube::Resource>(object: &K) -> Option<ObjectRef<MetaStore
     Some(ObjectRef::new(name).within(meta.namespace.as_deref()?))
 }
 
-fn clusters_controller(context: &Arc<Context>, namespace: Option<&str>) -> BoxFuture<'static, ()> {
-    let client = &context.client;
+fn clusters_controller(
+    context: &Arc<Context>,
+    client: &Client,
+    namespace: Option<&str>,
+) -> BoxFuture<'static, ()> {
     let controller = Controller::new(
         scoped::<MetaStoreCluster>(client, namespace),
         watcher::Config::default(),

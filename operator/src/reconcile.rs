@@ -21,7 +21,7 @@ use serde_json::json;
 
 use crate::apply::Applier;
 use crate::lease::Leadership;
-use crate::observe::{follow_grown_volumes, observe, uid_of};
+use crate::observe::{Seen, follow_grown_volumes, observe, uid_of};
 use crate::telemetry::Telemetry;
 
 /// After an error: soon, because most of them pass.
@@ -30,6 +30,8 @@ const ERROR_INTERVAL: Duration = Duration::from_secs(3);
 const STANDBY_INTERVAL: Duration = Duration::from_secs(5);
 /// How the message of a refusal by the API server begins.
 const REFUSAL: &str = "the API server refuses it: ";
+/// Of what went wrong, so much stands in the status.
+const MESSAGE_CHARS_MAX: usize = 1000;
 /// Numbers in the status that change all the time are written at this interval.
 const STATUS_INTERVAL: SignedDuration = SignedDuration::from_secs(60);
 
@@ -41,6 +43,8 @@ pub(crate) struct Context {
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) recorder: Recorder,
     pub(crate) capabilities: ArcSwap<Capabilities>,
+    /// Where members are called: [`names::CLIENT_PORT`], but for tests.
+    pub(crate) client_port: u16,
 }
 
 impl Context {
@@ -84,17 +88,23 @@ async fn pass(object: &MetaStoreCluster, context: &Context) -> anyhow::Result<Re
         context.telemetry.cluster_forgotten(&namespace, &name);
         return Ok(Requeue::await_change());
     };
-    follow_grown_volumes(&context.client, &mut object).await?;
-    let uid = uid_of(&object);
-    let cluster = Cluster {
-        name: &name,
-        namespace: &namespace,
-        uid: &uid,
-        spec: &object.spec,
-        images: &context.images,
-    };
     let now = Timestamp::now();
-    let seen = observe(context, &object, &cluster, now).await?;
+    let status_before = object.status.clone().unwrap_or_default();
+    let looked = look(context, &mut object, now).await;
+    let seen = match looked {
+        Ok(seen) => seen,
+        Err(error) => {
+            let error = anyhow::Error::from(error).context("looking at the cluster");
+            let status = status_of_failed_look(&status_before, &error, now);
+            // The error of the look says more than that of the status, which most likely fails, too.
+            if status != status_before {
+                let _ = write_status(&api, &name, "MetaStoreCluster", &status).await;
+            }
+            return Err(error);
+        }
+    };
+    let uid = uid_of(&object);
+    let cluster = cluster_of(context, &object, &name, &namespace, &uid);
     let decision = decide(&object.spec, &seen.observation, now);
     if !matches!(decision.action, Action::Wait(_)) {
         tracing::info!(namespace, cluster = name, action = ?decision.action, why = decision.why, "acting");
@@ -151,6 +161,36 @@ async fn pass(object: &MetaStoreCluster, context: &Context) -> anyhow::Result<Re
     Err(error.context(format!("{:?}", decision.action)))
 }
 
+fn cluster_of<'a>(
+    context: &'a Context,
+    object: &'a MetaStoreCluster,
+    name: &'a str,
+    namespace: &'a str,
+    uid: &'a str,
+) -> Cluster<'a> {
+    Cluster {
+        name,
+        namespace,
+        uid,
+        spec: &object.spec,
+        images: &context.images,
+    }
+}
+
+/// Everything that is seen of a cluster. The object gets the size to which its volumes have grown by themselves.
+async fn look(
+    context: &Context,
+    object: &mut MetaStoreCluster,
+    now: Timestamp,
+) -> kube::Result<Seen> {
+    follow_grown_volumes(&context.client, object).await?;
+    let name = object.name_any();
+    let namespace = object.namespace().unwrap_or_default();
+    let uid = uid_of(object);
+    let cluster = cluster_of(context, object, &name, &namespace, &uid);
+    observe(context, object, &cluster, now).await
+}
+
 /// Must people be told what is done before it is done, because it takes long?
 fn announces(decision: &Decision, previous: &ClusterStatus) -> bool {
     let is_long = matches!(
@@ -171,6 +211,11 @@ fn status_after(
     let Some(error) = error else {
         return status;
     };
+    // A learner that has not caught up is no failure of ours.
+    if !matches!(decision.action, Action::Promote { .. }) {
+        let message = format!("{}: {error:#}", decision.why);
+        explain_progress(&mut status, reasons::STEP_FAILED, message);
+    }
     let generation = status.observed_generation.unwrap_or(0);
     let old = previous.conditions.as_slice();
     let refusal = match refusal_of(error) {
@@ -181,6 +226,38 @@ fn status_after(
         set_condition(&mut status, refusal);
     }
     status
+}
+
+/// The last status, with the reason why there is no new one.
+fn status_of_failed_look(
+    previous: &ClusterStatus,
+    error: &anyhow::Error,
+    now: Timestamp,
+) -> ClusterStatus {
+    let mut status = previous.clone();
+    explain_progress(&mut status, reasons::LOOK_FAILED, format!("{error:#}"));
+    if let Some(message) = refusal_of(error) {
+        let generation = status.observed_generation.unwrap_or(0);
+        let refusal = refused(message, generation, &previous.conditions, now);
+        set_condition(&mut status, refusal);
+    }
+    status
+}
+
+/// Why the operation does not get on. It is still the same one: whether the condition is true does not change, nor
+/// since when.
+fn explain_progress(status: &mut ClusterStatus, reason: &str, message: String) {
+    let progressing = |condition: &&mut Condition| condition.type_ == conditions::PROGRESSING;
+    let Some(condition) = status.conditions.iter_mut().find(progressing) else {
+        return;
+    };
+    if condition.reason != reasons::PROGRESS_DEADLINE_EXCEEDED {
+        condition.reason = reason.to_owned();
+        condition.message = message;
+    } else if !condition.message.contains(&message) {
+        condition.message = format!("{}: {message}", condition.message);
+    }
+    condition.message = condition.message.chars().take(MESSAGE_CHARS_MAX).collect();
 }
 
 /// What is done after an error.

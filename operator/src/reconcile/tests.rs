@@ -12,54 +12,109 @@ use jiff::SignedDuration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, Time};
 use kube::runtime::events::Reporter;
 use metastore_operator_api::{ClusterSpec, MemberStatus};
+use metastore_operator_resources::CONFIG_FILE;
 use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::sync::Notify;
 
 use super::*;
 
+mod lives;
+mod members;
+mod weather;
+
+use members::{Addresses, Facts, Running};
+use weather::{Fault, Weather};
+
 const BODY_BYTES_MAX: usize = 1 << 20;
 /// More passes than anything here needs.
 const PASSES_MAX: usize = 60;
+/// Much longer than the played server takes.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+/// The same where it hangs again and again, and where nobody minds if it is called lost too early.
+const SHORT_ANSWER_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// Objects by the end of their path, such as `services/c-peer`.
+/// What there is: objects by the end of their path, such as `services/c-peer`, and members behind them.
+#[derive(Default)]
+struct World {
+    objects: BTreeMap<String, Value>,
+    facts: Facts,
+    /// By the names of their Pods.
+    running: BTreeMap<String, Running>,
+    addresses: Addresses,
+}
+
+/// Of which of the changes an operator dies, before it learns that it was made. A death after a call that changed
+/// nothing is the one after the change before it.
+#[derive(Clone, Copy, Default)]
+enum Mortality {
+    #[default]
+    None,
+    /// One operator after the other.
+    Each,
+    /// Of the one with this number.
+    One(usize),
+}
+
 #[derive(Default)]
 struct Server {
-    objects: Mutex<BTreeMap<String, Value>>,
+    world: Mutex<World>,
     /// Calls that changed something, and those that might have and did not.
     changes: Mutex<Vec<String>>,
     idle_calls: Mutex<Vec<String>>,
-    is_deadly: bool,
-    /// Somebody has changed something in front of a deadly server.
+    mortality: Mutex<Mortality>,
+    /// Somebody has died.
     death: Notify,
     looks: AtomicU64,
     /// A Pod says something else with each look.
     is_restless: bool,
+    /// StatefulSets get Pods, and these members.
+    has_members: bool,
+    weather: Mutex<Weather>,
 }
 
 impl Server {
+    /// Notes a change. Does its author die of it?
+    fn is_deadly_change(&self, call: String) -> bool {
+        let mut changes = self.changes.lock();
+        changes.push(call);
+        let is_deadly = match *self.mortality.lock() {
+            Mortality::None => false,
+            Mortality::Each => true,
+            Mortality::One(number) => changes.len() == number + 1,
+        };
+        if is_deadly {
+            self.death.notify_one();
+        }
+        is_deadly
+    }
+
     fn list(&self, plural: &str) -> Value {
         let look = self.looks.fetch_add(1, Ordering::Relaxed);
-        let mut objects = self.objects.lock();
+        let mut world = self.world.lock();
         if self.is_restless
-            && let Some(pod) = objects.get_mut("pods/c-seed-0")
+            && let Some(pod) = world.objects.get_mut("pods/c-seed-0")
         {
             let waiting = json!({"reason": "CrashLoopBackOff", "message": format!("look {look}")});
             pod["status"]["containerStatuses"][0]["state"]["waiting"] = waiting;
         }
-        let prefix = format!("{plural}/");
-        let items: Vec<_> = objects
-            .iter()
-            .filter(|(path, _)| path.starts_with(&prefix))
+        let items: Vec<_> = world
+            .all(plural)
             .map(|(_, object)| object.clone())
             .collect();
         json!({"apiVersion": "v1", "kind": "List", "metadata": {}, "items": items})
     }
 
-    /// Returns what is there afterwards.
-    fn write(&self, method: &Method, path: &str, is_status: bool, body: &Value) -> Option<Value> {
-        let mut objects = self.objects.lock();
-        let before = objects.get(path).cloned();
+    /// Returns what is there afterwards, and what was changed.
+    fn write(
+        self: &Arc<Self>,
+        method: &Method,
+        path: &str,
+        is_status: bool,
+        body: &Value,
+    ) -> (Option<Value>, Option<String>) {
+        let mut world = self.world.lock();
+        let before = world.objects.get(path).cloned();
         let mut after = before.clone();
         match *method {
             Method::DELETE => after = None,
@@ -72,16 +127,160 @@ impl Server {
             _ => after = Some(body.clone()),
         }
         let call = format!("{method} {path}{}", if is_status { "/status" } else { "" });
-        if before == after {
-            self.idle_calls.lock().push(call);
-        } else {
-            self.changes.lock().push(call);
-        }
+        let has_changed = before != after;
         match &after {
-            Some(object) => objects.insert(path.to_owned(), object.clone()),
-            None => objects.remove(path),
+            Some(object) => world.objects.insert(path.to_owned(), object.clone()),
+            None => world.objects.remove(path),
         };
-        after.or(before)
+        self.play(&mut world);
+        let after = after.or(before);
+        if has_changed {
+            return (after, Some(call));
+        }
+        self.idle_calls.lock().push(call);
+        (after, None)
+    }
+
+    /// What Kubernetes and the members make of it, at once.
+    fn play(self: &Arc<Self>, world: &mut World) {
+        if self.has_members {
+            world.bind_volumes();
+            world.make_pods();
+            self.start_and_end_members(world);
+            world.elect();
+            world.show_pods();
+        }
+    }
+
+    fn start_and_end_members(self: &Arc<Self>, world: &mut World) {
+        let World {
+            objects,
+            facts,
+            running,
+            ..
+        } = world;
+        running.retain(|pod, member| {
+            let claim = names::claim(pod.strip_suffix("-0").unwrap());
+            objects.contains_key(&format!("pods/{pod}"))
+                && facts.volumes.get(&claim) == Some(&member.id)
+                && facts.list.iter().any(|listed| listed.id == member.id)
+        });
+        let pods: Vec<_> = world.all("pods").map(|(name, _)| name.to_owned()).collect();
+        for pod in pods {
+            if world.running.contains_key(&pod) {
+                continue;
+            }
+            let name = pod.strip_suffix("-0").unwrap();
+            let claim = names::claim(name);
+            let config = &world.objects.get(&format!("configmaps/{name}"));
+            let config = config.and_then(|map| map["data"][CONFIG_FILE].as_str());
+            let is_bound = world.object(&format!("persistentvolumeclaims/{claim}"))["status"]["phase"]
+                == "Bound";
+            let (Some(config), true) = (config.map(ToOwned::to_owned), is_bound) else {
+                continue;
+            };
+            if let Some(id) = world.start_with(name, &claim, &config) {
+                let member = members::start(self, &mut world.addresses, id);
+                world.running.insert(pod, member);
+            }
+        }
+    }
+}
+
+impl World {
+    fn all(&self, plural: &str) -> impl Iterator<Item = (&str, &Value)> {
+        self.objects.iter().filter_map(move |(path, object)| {
+            let name = path.strip_prefix(plural)?.strip_prefix('/')?;
+            Some((name, object))
+        })
+    }
+
+    fn object(&self, path: &str) -> Value {
+        self.objects.get(path).cloned().unwrap_or_default()
+    }
+
+    /// The object at a path, to be changed.
+    fn at(&mut self, path: &str) -> &mut Value {
+        self.objects.get_mut(path).unwrap()
+    }
+
+    /// Volumes are there when they are asked for; what was on one that is not is lost.
+    fn bind_volumes(&mut self) {
+        for (path, claim) in &mut self.objects {
+            if path.starts_with("persistentvolumeclaims/") && claim["status"]["phase"] != "Lost" {
+                let size = claim["spec"]["resources"]["requests"]["storage"].clone();
+                claim["status"] = json!({"phase": "Bound", "capacity": {"storage": size}});
+            }
+        }
+        let objects = &self.objects;
+        self.facts.volumes.retain(|name, id| {
+            let claim = objects.get(&format!("persistentvolumeclaims/{name}"));
+            let is_deleted = claim.is_none();
+            if is_deleted && self.facts.list.iter().any(|member| member.id == *id) {
+                let text = format!("the volume of the member {id:x} was deleted");
+                self.facts.violations.push(text);
+            }
+            claim.is_some_and(|claim| claim["status"]["phase"] != "Lost")
+        });
+    }
+
+    /// A Pod for each StatefulSet with a replica, and a new one when its template changes.
+    fn make_pods(&mut self) {
+        let hash = |object: &Value| {
+            object["metadata"]["annotations"][names::TEMPLATE_HASH_ANNOTATION].clone()
+        };
+        let wanted: BTreeMap<_, _> = self
+            .all("statefulsets")
+            .filter(|(_, set)| set["spec"]["replicas"] == 1)
+            .map(|(name, set)| (names::pod(name), set["spec"]["template"].clone()))
+            .collect();
+        let pods: Vec<_> = self
+            .all("pods")
+            .map(|(name, pod)| (name.to_owned(), hash(pod)))
+            .collect();
+        for (name, old_hash) in pods {
+            if wanted
+                .get(&name)
+                .is_none_or(|template| hash(template) != old_hash)
+            {
+                self.objects.remove(&format!("pods/{name}"));
+                self.running.remove(&name);
+            }
+        }
+        for (name, template) in wanted {
+            let metadata = json!({
+                "name": name,
+                "labels": template["metadata"]["labels"],
+                "annotations": template["metadata"]["annotations"],
+            });
+            let mut spec = template["spec"].clone();
+            spec["nodeName"] = json!(format!("node-of-{name}"));
+            let pod = json!({"metadata": metadata, "spec": spec, "status": {}});
+            self.objects.entry(format!("pods/{name}")).or_insert(pod);
+        }
+    }
+
+    /// Where members are, and whether they serve.
+    fn show_pods(&mut self) {
+        let Self {
+            objects,
+            facts,
+            running,
+            ..
+        } = self;
+        for (path, pod) in objects {
+            let Some(name) = path.strip_prefix("pods/") else {
+                continue;
+            };
+            let member = running.get(name);
+            let serves = member.is_some() && facts.leader != 0;
+            pod["status"] = json!({
+                "phase": "Running",
+                "startTime": "2026-01-01T00:00:00Z",
+                "podIP": member.map(|member| member.address.to_string()),
+                "conditions": [{"type": "Ready", "status": if serves { "True" } else { "False" }}],
+            });
+        }
     }
 }
 
@@ -98,6 +297,47 @@ fn merge(target: &mut Value, change: &Value) {
 }
 
 async fn serve(State(server): State<Arc<Server>>, request: Request) -> Response {
+    let fault = {
+        let mut weather = server.weather.lock();
+        weather.next(request.method().as_str(), request.uri().path())
+    };
+    match fault {
+        Some(Fault::Refused(code)) => return failure(code),
+        Some(Fault::Cut) => return cut(),
+        Some(Fault::Hangs) => std::future::pending().await,
+        None | Some(Fault::Afterwards(_)) => {}
+    }
+    let response = answer(&server, request).await;
+    match fault {
+        Some(Fault::Afterwards(0)) => cut(),
+        Some(Fault::Afterwards(code)) => failure(code),
+        _ => response,
+    }
+}
+
+fn failure(code: u16) -> Response {
+    let reason = match code {
+        404 => "NotFound",
+        409 => "Conflict",
+        429 => "TooManyRequests",
+        504 => "Timeout",
+        _ => "InternalError",
+    };
+    let status = json!({
+        "kind": "Status", "status": "Failure", "reason": reason, "code": code,
+        "message": format!("refused with {code}"),
+    });
+    (StatusCode::from_u16(code).unwrap(), axum::Json(status)).into_response()
+}
+
+/// The connection ends in the middle of the answer.
+fn cut() -> Response {
+    let error = std::io::Error::other("cut");
+    let body = futures::stream::iter([Ok(axum::body::Bytes::from("{")), Err(error)]);
+    axum::body::Body::from_stream(body).into_response()
+}
+
+async fn answer(server: &Arc<Server>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let path = parts.uri.path().to_owned();
     let body = axum::body::to_bytes(body, BODY_BYTES_MAX).await.unwrap();
@@ -109,32 +349,29 @@ async fn serve(State(server): State<Arc<Server>>, request: Request) -> Response 
     if words[0] == "events" {
         return axum::Json(body).into_response();
     }
-    let missing = || {
-        let status =
-            json!({"kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404});
-        (StatusCode::NOT_FOUND, axum::Json(status)).into_response()
+    let or_missing = |object: Option<Value>| {
+        object.map_or_else(|| failure(404), |object| axum::Json(object).into_response())
     };
     if parts.method == Method::GET {
         let Some(name) = words.get(1) else {
             return axum::Json(server.list(words[0])).into_response();
         };
-        let object = server
-            .objects
-            .lock()
-            .get(&format!("{}/{name}", words[0]))
-            .cloned();
-        return object.map_or_else(missing, |object| axum::Json(object).into_response());
+        let path = format!("{}/{name}", words[0]);
+        return or_missing(server.world.lock().objects.get(&path).cloned());
     }
     let name = words.get(1).copied().or(body["metadata"]["name"].as_str());
     let path = format!("{}/{}", words[0], name.unwrap());
-    let changes_before = server.changes.lock().len();
-    let object = server.write(&parts.method, &path, words.len() > 2, &body);
-    if server.is_deadly && server.changes.lock().len() > changes_before {
-        server.death.notify_one();
+    if parts.method == Method::POST && server.world.lock().objects.contains_key(&path) {
+        return failure(409);
+    }
+    let (object, change) = server.write(&parts.method, &path, words.len() > 2, &body);
+    if let Some(change) = change
+        && server.is_deadly_change(change)
+    {
         // Whoever asked does not learn of it.
         std::future::pending::<()>().await;
     }
-    object.map_or_else(missing, |object| axum::Json(object).into_response())
+    or_missing(object)
 }
 
 struct Stage {
@@ -150,10 +387,16 @@ impl Stage {
             "metadata": {"name": "c", "namespace": "n", "uid": "u", "generation": 1},
             "spec": ClusterSpec { replicas: 3, ..ClusterSpec::default() },
         });
-        server
-            .objects
-            .lock()
-            .insert("metastoreclusters/c".to_owned(), cluster);
+        let answer_timeout = match server.weather.lock().is_bad() {
+            true => SHORT_ANSWER_TIMEOUT,
+            false => ANSWER_TIMEOUT,
+        };
+        let client_port = {
+            let mut world = server.world.lock();
+            let path = "metastoreclusters/c".to_owned();
+            world.objects.entry(path).or_insert(cluster);
+            world.addresses.port
+        };
         let server = Arc::new(server);
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -161,7 +404,8 @@ impl Stage {
             .fallback(serve)
             .with_state(server.clone());
         tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-        let client = Client::try_from(kube::Config::new(url.parse().unwrap())).unwrap();
+        let config = kube::Config::new(url.parse().unwrap());
+        let client = crate::program::impatient(&config, answer_timeout).unwrap();
         let reporter = Reporter {
             controller: "test".into(),
             instance: None,
@@ -176,23 +420,27 @@ impl Stage {
             telemetry: Arc::new(Telemetry::new().unwrap()),
             recorder: Recorder::new(client.clone(), reporter),
             capabilities: ArcSwap::from_pointee(Capabilities::default()),
+            client_port,
             client,
         };
         Self { server, context }
     }
 
-    /// One pass, by an operator that dies of its first change where the server is deadly. Did it live?
-    async fn pass(&self) -> bool {
+    /// One pass. `None`: the operator died in it.
+    async fn try_pass(&self) -> Option<anyhow::Result<Requeue>> {
         let object = self.get("metastoreclusters/c");
         let object: MetaStoreCluster = serde_json::from_value(object).unwrap();
         tokio::select! {
             biased;
-            () = self.server.death.notified() => false,
-            outcome = pass(&object, &self.context) => {
-                outcome.unwrap();
-                true
-            }
+            () = self.server.death.notified() => None,
+            outcome = pass(&object, &self.context) => Some(outcome),
         }
+    }
+
+    /// One pass that nothing disturbs. Did the operator live?
+    async fn pass(&self) -> bool {
+        let outcome = self.try_pass().await;
+        outcome.map(|outcome| outcome.unwrap()).is_some()
     }
 
     /// Passes until one changes nothing.
@@ -207,29 +455,20 @@ impl Stage {
     }
 
     fn get(&self, path: &str) -> Value {
-        self.server
-            .objects
-            .lock()
-            .get(path)
-            .cloned()
-            .unwrap_or_default()
+        self.server.world.lock().object(path)
     }
 
     fn paths(&self, plural: &str) -> Vec<String> {
-        let objects = self.server.objects.lock();
-        let prefix = format!("{plural}/");
-        objects
-            .keys()
-            .filter(|path| path.starts_with(&prefix))
-            .cloned()
-            .collect()
+        let world = self.server.world.lock();
+        let all = world.all(plural);
+        all.map(|(name, _)| format!("{plural}/{name}")).collect()
     }
 }
 
 #[tokio::test]
 async fn operators_that_die_of_each_change_make_the_first_member_and_then_write_nothing() {
     let stage = Stage::set(Server {
-        is_deadly: true,
+        mortality: Mutex::new(Mortality::Each),
         ..Server::default()
     })
     .await;
@@ -249,12 +488,7 @@ async fn operators_that_die_of_each_change_make_the_first_member_and_then_write_
 async fn an_object_that_differs_is_written_and_no_other() {
     let stage = Stage::set(Server::default()).await;
     stage.settle().await;
-    stage
-        .server
-        .objects
-        .lock()
-        .get_mut("services/c-peer")
-        .unwrap()["spec"]["clusterIP"] = json!("10.0.0.1");
+    stage.server.world.lock().at("services/c-peer")["spec"]["clusterIP"] = json!("10.0.0.1");
     stage.server.changes.lock().clear();
     stage.server.idle_calls.lock().clear();
     stage.settle().await;
@@ -291,28 +525,21 @@ async fn a_member_that_says_something_else_all_the_time_does_not_keep_operators_
         stage.get(&set)["metadata"]["annotations"][names::TEMPLATE_HASH_ANNOTATION].clone()
     };
     let old = hash(&stage);
-    let objects = stage.server.objects.lock().clone();
+    let objects = stage.server.world.lock().objects.clone();
     let restless = Server {
-        is_deadly: true,
+        mortality: Mutex::new(Mortality::Each),
         is_restless: true,
         ..Server::default()
     };
     let stage = Stage::set(restless).await;
-    *stage.server.objects.lock() = objects;
-    let pod_name = names::pod(&name);
     let mut pod = pod;
-    pod["metadata"]["name"] = json!(pod_name);
-    stage
-        .server
-        .objects
-        .lock()
-        .insert("pods/c-seed-0".to_owned(), pod);
-    stage
-        .server
-        .objects
-        .lock()
-        .get_mut("metastoreclusters/c")
-        .unwrap()["spec"]["config"]["logLevel"] = json!("warn");
+    pod["metadata"]["name"] = json!(names::pod(&name));
+    {
+        let mut world = stage.server.world.lock();
+        world.objects = objects;
+        world.objects.insert("pods/c-seed-0".to_owned(), pod);
+        world.at("metastoreclusters/c")["spec"]["config"]["logLevel"] = json!("warn");
+    }
     for _ in 0..PASSES_MAX {
         stage.pass().await;
         if hash(&stage) != old {

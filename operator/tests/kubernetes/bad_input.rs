@@ -2,8 +2,10 @@
 //! says what is wrong.
 
 use metastore_tests::eventually;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
+use crate::kubelet::signal;
 use crate::life::everybody_serves;
 use crate::stage::{LIMIT, Stage, condition, example, is_running};
 use crate::writers::{Access, Writer};
@@ -62,6 +64,21 @@ pub async fn specs_that_cannot_be_followed(stage: &Stage) {
             .await;
     }
     assert_eq!(stage.incarnation(&pod).await, before, "it was left alone");
+
+    // An overlay that fits is followed.
+    let container = json!({"name": "metastore", "env": [{"name": "OVERLAID", "value": "yes"}]});
+    let overlay = json!({"spec": {"podOverlay": {"spec": {"containers": [container]}}}});
+    stage.patch(NAME, &overlay.to_string());
+    stage
+        .wait_for(NAME, "the overlay is there", everybody_serves(1))
+        .await;
+    let found = stage.get("pod", &pod)["spec"]["containers"][0].clone();
+    let found_variables = found["env"].as_array().unwrap();
+    assert!(
+        found_variables.contains(&json!({"name": "OVERLAID", "value": "yes"})),
+        "{found}"
+    );
+    assert_eq!(found["command"], json!(["metastore"]), "the rest stays");
     writer.take_gap("bad specs");
     writer
         .stop()
@@ -162,6 +179,48 @@ pub async fn objects_that_others_change(stage: &Stage) {
         .await;
     assert_eq!(stage.members(NAME).await, members);
     writer.take_gap("changes by hand");
+    writer.stop().await.check(stage, &access, NAME).await;
+}
+
+/// The API server hangs for longer than the operator waits for an answer, and is killed in the middle of a change: the
+/// members serve meanwhile, and what was under way is done afterwards.
+pub async fn api_server_that_hangs_and_restarts(stage: &mut Stage) {
+    let access = Access::plain();
+    let writer = Writer::start(stage, &access, NAME, "alone/");
+    stage.patch(NAME, r#"{"spec":{"config":{"logLevel":"warn"}}}"#);
+    let apiserver = stage.plane.apiserver_id();
+    signal(apiserver, Signal::STOP);
+    eventually("the operator waits no longer", LIMIT, || async {
+        let log = stage.operator_log();
+        match log.contains("the pass failed") && log.contains("timed out") {
+            true => Ok(()),
+            false => Err(log),
+        }
+    })
+    .await;
+    writer.take_gap("an API server that hangs");
+    signal(apiserver, Signal::CONT);
+    stage
+        .wait_for(NAME, "the roll is over", everybody_serves(3))
+        .await;
+    stage.kubectl(&["scale", "msc", NAME, "--replicas=5"]);
+    let before = stage.members(NAME).await;
+    eventually("a member is added", LIMIT, || async {
+        match stage.members(NAME).await.len() > before.len() {
+            true => Ok(()),
+            false => Err("not yet".to_owned()),
+        }
+    })
+    .await;
+    stage.plane.restart_apiserver().await;
+    stage
+        .wait_for(NAME, "five members serve", everybody_serves(5))
+        .await;
+    writer.take_gap("an API server that is killed");
+    stage.kubectl(&["scale", "msc", NAME, "--replicas=3"]);
+    stage
+        .wait_for(NAME, "three members are left", everybody_serves(3))
+        .await;
     writer.stop().await.check(stage, &access, NAME).await;
 }
 

@@ -48,6 +48,12 @@ impl Process {
         matches!(self.child.try_wait(), Ok(Some(_)))
     }
 
+    /// Kills it.
+    pub fn end(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
     /// The last lines of its log.
     pub fn tail(&self) -> String {
         let text = fs::read_to_string(&self.log).unwrap_or_default();
@@ -58,8 +64,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.end();
     }
 }
 
@@ -87,7 +92,8 @@ pub struct ControlPlane {
     authority: Authority,
     // Dropped in this order: the store last.
     _controllers: Process,
-    _apiserver: Process,
+    apiserver: Process,
+    apiserver_flags: Vec<String>,
     _store: Process,
 }
 
@@ -185,8 +191,7 @@ impl ControlPlane {
         let store = Process::start(command, path("store.log"));
 
         let flag = |name: &str, file: &str| format!("--{name}={}", path(file).display());
-        let mut command = Command::new(programs.join("kube-apiserver"));
-        command.args([
+        let apiserver_flags = vec![
             format!("--etcd-servers={client_url}"),
             "--bind-address=127.0.0.1".into(),
             format!("--secure-port={port}"),
@@ -203,7 +208,9 @@ impl ControlPlane {
             "--endpoint-reconciler-type=none".into(),
             flag("audit-policy-file", "audit-policy.yaml"),
             flag("audit-log-path", "audit.log"),
-        ]);
+        ];
+        let mut command = Command::new(programs.join("kube-apiserver"));
+        command.args(&apiserver_flags);
         let mut apiserver = Process::start(command, path("apiserver.log"));
 
         let plane_folder = folder.path().to_owned();
@@ -215,27 +222,7 @@ impl ControlPlane {
         };
         let admin = config("admin.kubeconfig", "admin", "system:masters");
         let manager = config("manager.kubeconfig", "system:kube-controller-manager", "");
-        eventually("kube-apiserver is ready", START_LIMIT, || {
-            let ended = apiserver.has_ended();
-            let tail = if ended {
-                apiserver.tail()
-            } else {
-                String::new()
-            };
-            let (programs, admin) = (programs.clone(), admin.clone());
-            async move {
-                assert!(!ended, "kube-apiserver ended:\n{tail}");
-                let output = kubectl_command(&programs, &admin, &["get", "--raw", "/readyz"])
-                    .output()
-                    .map_err(|error| error.to_string())?;
-                if output.status.success() {
-                    Ok(())
-                } else {
-                    Err(String::from_utf8_lossy(&output.stderr).into_owned())
-                }
-            }
-        })
-        .await;
+        is_ready(&mut apiserver, &programs, &admin).await;
         let mut command = Command::new(programs.join("kube-controller-manager"));
         command.args([
             format!("--kubeconfig={}", manager.display()),
@@ -256,13 +243,29 @@ impl ControlPlane {
             port,
             authority,
             _controllers: controllers,
-            _apiserver: apiserver,
+            apiserver,
+            apiserver_flags,
             _store: store,
         }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
+    }
+
+    /// The process of the API server.
+    pub fn apiserver_id(&self) -> u32 {
+        self.apiserver.id()
+    }
+
+    /// Kills the API server in the middle of whatever it does, and starts it again.
+    pub async fn restart_apiserver(&mut self) {
+        self.apiserver.end();
+        let mut command = Command::new(self.programs.join("kube-apiserver"));
+        command.args(&self.apiserver_flags);
+        self.apiserver = Process::start(command, self.path("apiserver-again.log"));
+        let admin = self.path("admin.kubeconfig");
+        is_ready(&mut self.apiserver, &self.programs, &admin).await;
     }
 
     /// A kubeconfig for a user without any group: it may do what roles say.
@@ -314,6 +317,29 @@ impl ControlPlane {
             (false, text) => Err(text),
         }
     }
+}
+
+async fn is_ready(apiserver: &mut Process, programs: &Path, admin: &Path) {
+    eventually("kube-apiserver is ready", START_LIMIT, || {
+        let ended = apiserver.has_ended();
+        let tail = if ended {
+            apiserver.tail()
+        } else {
+            String::new()
+        };
+        async move {
+            assert!(!ended, "kube-apiserver ended:\n{tail}");
+            let output = kubectl_command(programs, admin, &["get", "--raw", "/readyz"])
+                .output()
+                .map_err(|error| error.to_string())?;
+            if output.status.success() {
+                Ok(())
+            } else {
+                Err(String::from_utf8_lossy(&output.stderr).into_owned())
+            }
+        }
+    })
+    .await;
 }
 
 fn kubectl_command(programs: &Path, config: &Path, arguments: &[&str]) -> Command {

@@ -105,6 +105,11 @@ async fn growing_and_shrinking(stage: &Stage, writer: &Writer) {
         .wait_for(NAME, "five members serve", is_running(5))
         .await;
     writer.take_gap("growing");
+    stage.kubectl(&["scale", "msc", NAME, "--replicas=7"]);
+    stage
+        .wait_for(NAME, "seven members serve", is_running(7))
+        .await;
+    writer.take_gap("growing to seven");
     stage.kubectl(&["scale", "msc", NAME, "--replicas=3"]);
     stage
         .wait_for(NAME, "three members are left", is_running(3))

@@ -110,11 +110,12 @@ async fn one_of_two_operators_acts_and_the_plugin_asks_it() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "some minutes long, and it needs kube-apiserver: `make e2e-kubernetes` runs it"]
 async fn what_cannot_be_followed_is_told_and_what_others_change_is_mended() {
-    let stage = Stage::set().await;
+    let mut stage = Stage::set().await;
     bad_input::specs_that_cannot_be_followed(&stage).await;
     stage.no_call_was_forbidden();
     bad_input::actions_that_are_refused(&stage).await;
     bad_input::objects_that_others_change(&stage).await;
+    bad_input::api_server_that_hangs_and_restarts(&mut stage).await;
     bad_input::cluster_that_takes_its_data_with_it(&stage).await;
 }
 

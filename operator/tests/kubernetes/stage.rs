@@ -310,6 +310,12 @@ subjects: [{{apiGroup: rbac.authorization.k8s.io, kind: User, name: metastore-op
         }
     }
 
+    /// The end of what the operators have said.
+    pub fn operator_log(&self) -> String {
+        let tails = self.operators.iter().map(|(_, operator)| operator.tail());
+        tails.collect()
+    }
+
     pub fn show_logs(&self, cluster: &str) {
         for (name, operator) in &self.operators {
             eprintln!("--- operator {name}\n{}", operator.tail());

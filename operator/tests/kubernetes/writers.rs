@@ -180,6 +180,9 @@ pub async fn any_store(stage: &Stage, access: &Access, cluster: &str) -> Store {
     .await
 }
 
+/// An API server that has not answered by then does not.
+const LOOK_LIMIT: Duration = Duration::from_secs(1);
+
 /// A client that writes all the time.
 pub struct Writer {
     prefix: String,
@@ -248,8 +251,15 @@ async fn write(
 ) {
     let mut number = 0u64;
     let mut last = Instant::now();
+    let mut pods = Vec::new();
     while !stop.load(Ordering::Relaxed) {
-        for (member, address) in pods_of(&client, &cluster).await {
+        // As the Service does it, clients keep what they had while the API server is gone.
+        let found = tokio::time::timeout(LOOK_LIMIT, pods_of(&client, &cluster)).await;
+        match found {
+            Ok(found) if !found.is_empty() => pods = found,
+            _ => {}
+        }
+        for (member, address) in pods.clone() {
             let Ok(store) = access.store(&member, &address, &cluster).await else {
                 continue;
             };

@@ -771,6 +771,11 @@ pub struct MemberReplacement {
     /// How long a member must not answer, or the node of a new one not react to its Pod.
     #[serde(default = "default_unhealthy_after")]
     pub unhealthy_after: DurationText,
+    /// How long a member that serves may be slow before it is replaced: each time that it is asked it is more than
+    /// 50000 entries of the log behind, or takes more than a second to say how it is, and the other voters are not.
+    /// The new member is added first. `0s`: never.
+    #[serde(default = "default_slow_after")]
+    pub slow_after: DurationText,
     /// How long a learner may take to catch up before it is given up.
     #[serde(default = "default_learner_stuck_after")]
     pub learner_stuck_after: DurationText,
@@ -788,6 +793,10 @@ fn default_unhealthy_after() -> DurationText {
     "5m".into()
 }
 
+fn default_slow_after() -> DurationText {
+    "30m".into()
+}
+
 fn default_learner_stuck_after() -> DurationText {
     "1h".into()
 }
@@ -801,6 +810,7 @@ impl Default for MemberReplacement {
         Self {
             enabled: true,
             unhealthy_after: default_unhealthy_after(),
+            slow_after: default_slow_after(),
             learner_stuck_after: default_learner_stuck_after(),
             max_per_hour: default_max_per_hour(),
         }

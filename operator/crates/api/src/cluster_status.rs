@@ -165,6 +165,8 @@ pub enum MemberState {
     Starting,
     /// It serves.
     Ready,
+    /// It serves, and is far behind the others or answers late.
+    Slow,
     /// It does not answer as it should.
     Unhealthy,
     /// It is stopped on purpose.

@@ -90,10 +90,16 @@ pub mod reasons {
     pub const DISABLING_AUTH: &str = "DisablingAuth";
     /// The operation took longer than `spec.progressDeadline`; it goes on.
     pub const PROGRESS_DEADLINE_EXCEEDED: &str = "ProgressDeadlineExceeded";
+    /// Kubernetes or a member has failed the step that is due; it is tried again.
+    pub const STEP_FAILED: &str = "StepFailed";
+    /// Kubernetes does not let itself be looked at, so that nothing is decided; it is tried again.
+    pub const LOOK_FAILED: &str = "LookFailed";
     /// Nothing is to be done.
     pub const IDLE: &str = "Idle";
     /// A member does not answer.
     pub const MEMBER_DOWN: &str = "MemberDown";
+    /// A member has served slowly for longer than `unhealthyAfter`.
+    pub const MEMBER_SLOW: &str = "MemberSlow";
     /// The node of a member that does not vote yet does not react; the member is removed, and another added.
     pub const NODE_LOST: &str = "NodeLost";
     /// A learner does not catch up.

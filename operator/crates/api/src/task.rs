@@ -131,7 +131,7 @@ pub struct TaskStatus {
     /// Where it stands.
     #[serde(default)]
     pub phase: JobPhase,
-    /// Members that are done.
+    /// Members that are done; with `moveLeader` the one that led when it began.
     #[serde(default)]
     pub done_members: Vec<String>,
     /// What came of it, in words.

@@ -29,6 +29,12 @@ const BUSY_INTERVAL: Duration = Duration::from_secs(2);
 const ACTED_INTERVAL: Duration = Duration::from_millis(300);
 /// A member that has this many entries still to apply may not be relied upon while another restarts.
 const LAG_ENTRIES_MAX: u64 = 10_000;
+/// A voter that is further behind is slow. More than what the others write between two answers of one look, and so much
+/// that etcd would send it a snapshot.
+const SLOW_LAG_ENTRIES: u64 = 50_000;
+const _: () = assert!(SLOW_LAG_ENTRIES > LAG_ENTRIES_MAX);
+/// A member answers how it is from its memory. One that takes longer than this has no time left to serve.
+const SLOW_ANSWER: Duration = Duration::from_secs(1);
 /// A member is not defragmented more often because of its free space: it might not help.
 const DEFRAGMENT_INTERVAL: Duration = Duration::from_secs(3600);
 /// After this time without success, reclaiming of space begins anew.
@@ -42,7 +48,9 @@ pub const FORCED_TEMPLATE_HASH: &str = "recovering";
 pub(crate) const UNREACHABLE_TEXT: &str =
     "members are ready, and the operator reaches none: its network or certificate is wrong";
 /// Where `unhealthyAfter` cannot be read.
-const UNHEALTHY_AFTER: Duration = Duration::from_secs(300);
+pub(crate) const UNHEALTHY_AFTER: Duration = Duration::from_secs(300);
+/// Where `slowAfter` cannot be read.
+const SLOW_AFTER: Duration = Duration::from_secs(1800);
 /// The window in which replacements are counted.
 const REPLACEMENT_WINDOW: Duration = Duration::from_secs(3600);
 
@@ -154,6 +162,7 @@ const RULES: &[Rule] = &[
     too_many_voters,
     volume_growth,
     rolling,
+    slow_voters,
     too_few_voters,
     authentication,
     tasks,
@@ -1016,10 +1025,7 @@ fn bad_voters(context: &Context<'_>) -> Option<Step> {
     if !removal_keeps_quorum(voters(list).len(), healthy_voters_without(seen, listed)) {
         return None;
     }
-    let is_recorded = identity(seen)
-        .replacements
-        .iter()
-        .any(|(replaced, at)| *replaced == name && !is_older(*at, REPLACEMENT_WINDOW, context.now));
+    let is_recorded = is_being_replaced(context, &name);
     if !is_recorded && !may_replace_now(context) {
         return Some(
             Step::new(
@@ -1068,7 +1074,7 @@ fn why_bad(context: &Context<'_>, listed: &ListedMember) -> Option<String> {
     }
     let policy = &context.spec.recovery.member_replacement;
     let limit = policy.unhealthy_after.or(UNHEALTHY_AFTER);
-    let since = unhealthy_since(seen, &member.name)?;
+    let since = since_in_state(seen, &member.name, MemberState::Unhealthy)?;
     is_older(since, limit, context.now).then(|| format!("{name} has not served since {since}"))
 }
 
@@ -1284,6 +1290,55 @@ fn roll_sick_member(context: &Context<'_>) -> Option<Step> {
     )
 }
 
+/// A voter that has long been slow and still serves: a new member is added before it is removed. Only while all is well
+/// otherwise and no other voter is slow, because then it is not the member.
+fn slow_voters(context: &Context<'_>) -> Option<Step> {
+    let seen = context.seen;
+    let policy = &context.spec.recovery.member_replacement;
+    let limit = policy.slow_after.or(SLOW_AFTER);
+    let voters = voters(seen.list.as_ref()?);
+    let is_calm = context.class == Class::Healthy
+        && voters.len() == target_voters(context)
+        && identity(seen).replacing.is_none()
+        && identity(seen).pending.is_none();
+    if !policy.enabled || limit.is_zero() || voters.len() < 3 || !is_calm {
+        return None;
+    }
+    let mut slow = seen.members.iter().filter(|m| why_slow(seen, m).is_some());
+    let (member, None) = (slow.next()?, slow.next()) else {
+        return None;
+    };
+    let name = &member.name;
+    let since = since_in_state(seen, name, MemberState::Slow)?;
+    if !is_older(since, limit, context.now) {
+        return None;
+    }
+    let change = if is_being_replaced(context, name) {
+        IdentityChange::Replacing(Some(name.clone()))
+    } else if may_replace_now(context) {
+        IdentityChange::ReplacementBegins(name.clone())
+    } else {
+        return None;
+    };
+    let why = format!("{name} has been slow since {since}: a new member is added first");
+    let step = Step::new(Action::UpdateIdentity(change), why);
+    Some(step.of(reasons::REPLACING_MEMBER, name.clone()))
+}
+
+/// Why a member that serves is slow, if it is. The words stay the same while it is so: they stand in the status.
+pub(crate) fn why_slow(seen: &Observation, member: &MemberObservation) -> Option<&'static str> {
+    let answer = member.probe.answer()?;
+    if answer.is_learner {
+        None
+    } else if lag_entries(seen, member) > SLOW_LAG_ENTRIES {
+        Some("it is far behind the others")
+    } else if answer.answer_time > SLOW_ANSWER {
+        Some("it answers late")
+    } else {
+        None
+    }
+}
+
 /// Fewer voters than wanted: a name is recorded first, `pending_member` does the rest.
 fn too_few_voters(context: &Context<'_>) -> Option<Step> {
     let seen = context.seen;
@@ -1391,6 +1446,10 @@ fn tasks(context: &Context<'_>) -> Option<Step> {
                 finish(JobPhase::Succeeded, format!("{} leads", wanted.to))
             }
             (false, Some(to)) => step(TaskStep::MoveLeader { from, to }, "the leader hands over"),
+            (true, _) if has_handed_over(seen, &task.status.done_members) => finish(
+                JobPhase::Succeeded,
+                format!("{} leads", seen.leader_name().unwrap_or_default()),
+            ),
             (true, _) => match next_leader(context, from) {
                 Some(to) => step(TaskStep::MoveLeader { from, to }, "the leader hands over"),
                 None => finish(JobPhase::Failed, "there is no other member".into()),
@@ -1415,6 +1474,14 @@ fn tasks(context: &Context<'_>) -> Option<Step> {
         )
         .of(reasons::REPLACING_MEMBER, wanted.member.clone()),
     )
+}
+
+/// Has another member led since a task that moves the leader began?
+fn has_handed_over(seen: &Observation, led_then: &[String]) -> bool {
+    let leader = seen.leader_name();
+    led_then
+        .first()
+        .is_some_and(|name| leader.is_some_and(|leader| leader != *name))
 }
 
 /// Space that could be given back, one member at a time, the leader last, at most once an hour each.
@@ -1564,12 +1631,12 @@ fn lag_entries(seen: &Observation, member: &MemberObservation) -> u64 {
         .map_or(0, |answer| newest.saturating_sub(answer.raft_applied_index))
 }
 
-/// Since when a member has not served, as the last status says.
-fn unhealthy_since(seen: &Observation, name: &str) -> Option<Timestamp> {
+/// Since when a member has been in a state, as the last status says.
+fn since_in_state(seen: &Observation, name: &str, state: MemberState) -> Option<Timestamp> {
     seen.previous
         .members
         .iter()
-        .find(|member| member.name == name && member.state == MemberState::Unhealthy)
+        .find(|member| member.name == name && member.state == state)
         .and_then(|member| member.since.as_ref())
         .map(|since| since.0)
 }
@@ -1610,6 +1677,12 @@ fn is_left_alone(context: &Context<'_>, member: &MemberObservation) -> bool {
             .as_ref()
             .and_then(|pod| pod.unattended_since)
             .is_some_and(|since| is_older(since, limit, context.now))
+}
+
+/// Was the replacement of this member counted?
+fn is_being_replaced(context: &Context<'_>, name: &str) -> bool {
+    let mut recent = identity(context.seen).replacements.iter();
+    recent.any(|(replaced, at)| replaced == name && !is_older(*at, REPLACEMENT_WINDOW, context.now))
 }
 
 fn may_replace_now(context: &Context<'_>) -> bool {

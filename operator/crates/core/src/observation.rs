@@ -1,5 +1,7 @@
 //! What the operator sees. Nothing in it is an error: a member that does not answer is a fact.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use metastore_operator_api::{ClusterStatus, TaskSpec, TaskStatus};
 
@@ -50,6 +52,16 @@ pub struct Observation {
     pub tasks: Vec<TaskObservation>,
     /// Backups of the cluster.
     pub backups: BackupsObservation,
+}
+
+impl Observation {
+    /// Name of the member that leads, if those that answer agree about it.
+    pub fn leader_name(&self) -> Option<String> {
+        let leader = crate::decide::leader_id(self)?;
+        let mut members = self.members.iter();
+        let member = members.find(|member| member.recorded_id == Some(leader))?;
+        Some(member.name.clone())
+    }
 }
 
 /// What is kept in the ConfigMap `<cluster>-identity`.
@@ -198,6 +210,8 @@ impl Probe {
 /// A member's status.
 #[derive(Clone, Debug, Default)]
 pub struct MemberAnswer {
+    /// How long it took to answer.
+    pub answer_time: Duration,
     /// Its id.
     pub member_id: u64,
     /// The id of its cluster.

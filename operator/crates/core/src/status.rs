@@ -11,7 +11,9 @@ use metastore_operator_api::{
 };
 
 use crate::classify::{Class, is_healthy, listed_of};
-use crate::decide::{Context, Step, UNREACHABLE_TEXT, is_older, leader_id};
+use crate::decide::{
+    Context, Step, UNHEALTHY_AFTER, UNREACHABLE_TEXT, is_older, leader_id, why_slow,
+};
 use crate::observation::{AlarmKind, MemberObservation, MemberPhase, Observation, PodObservation};
 
 /// A certificate that ends sooner should have been renewed long ago.
@@ -32,7 +34,7 @@ pub(crate) fn status(context: &Context<'_>, step: &Step) -> ClusterStatus {
         .collect();
     let ready = members
         .iter()
-        .filter(|m| m.state == MemberState::Ready)
+        .filter(|m| matches!(m.state, MemberState::Ready | MemberState::Slow))
         .count();
     let list = seen.list.as_deref();
     let learners = list.map_or(0, |list| list.iter().filter(|m| m.is_learner).count());
@@ -145,7 +147,10 @@ fn member_state(
     }
     let listed = listed_of(seen, member);
     if listed.is_some_and(|listed| is_healthy(seen, listed)) {
-        return (MemberState::Ready, None);
+        return match why_slow(seen, member) {
+            Some(why) => (MemberState::Slow, Some(why.into())),
+            None => (MemberState::Ready, None),
+        };
     }
     let is_unattended = |pod: &PodObservation| {
         pod.unattended_since
@@ -458,6 +463,24 @@ fn degraded(context: &Context<'_>, step: &Step, status: &ClusterStatus) -> Fact 
     }
     if context.class == Class::Degraded || context.class == Class::QuorumLost {
         return Fact::new(true, reasons::MEMBER_DOWN, "a member has no StatefulSet");
+    }
+    let limit = context
+        .spec
+        .recovery
+        .member_replacement
+        .unhealthy_after
+        .or(UNHEALTHY_AFTER);
+    let is_slow = |m: &&MemberStatus| {
+        let since = m.since.as_ref().filter(|_| m.state == MemberState::Slow);
+        since.is_some_and(|since| is_older(since.0, limit, context.now))
+    };
+    if let Some(slow) = status.members.iter().find(is_slow) {
+        let message = slow.message.as_deref().unwrap_or_default();
+        return Fact::new(
+            true,
+            reasons::MEMBER_SLOW,
+            format!("{}: {message}", slow.name),
+        );
     }
     Fact::new(false, reasons::AS_EXPECTED, "nothing is reduced")
 }

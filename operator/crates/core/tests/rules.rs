@@ -98,9 +98,14 @@ fn fail(seen: &mut Observation, id: usize) {
 }
 
 fn unhealthy_for(seen: &mut Observation, name: &str, seconds: u64) {
+    was_for(seen, name, MemberState::Unhealthy, seconds);
+}
+
+/// The last status says so.
+fn was_for(seen: &mut Observation, name: &str, state: MemberState, seconds: u64) {
     seen.previous.members.push(MemberStatus {
         name: name.into(),
-        state: MemberState::Unhealthy,
+        state,
         since: Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
             earlier(seconds),
         )),
@@ -636,6 +641,123 @@ fn a_member_that_is_down_for_a_moment_is_not_replaced() {
         ("True".into(), "MemberDown".into())
     );
     assert_eq!(state_of(&decision, "Available").0, "True");
+}
+
+/// The member with this number, in a cluster in which one has been slow for some seconds.
+fn slow_for(seconds: u64) -> (ClusterSpec, Observation) {
+    let (spec, mut seen) = healthy(3);
+    answers_late(&mut seen, 3);
+    was_for(&mut seen, "m3", MemberState::Slow, seconds);
+    (spec, seen)
+}
+
+fn answers_late(seen: &mut Observation, id: usize) {
+    let Probe::Answered(answer) = &mut seen.members[id - 1].probe else {
+        panic!("it does not answer");
+    };
+    answer.answer_time = Duration::from_millis(1001);
+}
+
+#[test]
+fn a_member_that_has_been_slow_for_long_is_replaced_and_the_new_one_is_added_first() {
+    let (spec, mut seen) = slow_for(1801);
+    let begins = Action::UpdateIdentity(IdentityChange::ReplacementBegins("m3".into()));
+    let decision = decide(&spec, &seen, now());
+    assert_eq!(decision.action, begins);
+    assert_eq!(
+        state_of(&decision, "Degraded"),
+        ("True".into(), "MemberSlow".into())
+    );
+    assert_eq!(decision.status.ready, "3/3", "it serves");
+    let identity = seen.identity.as_mut().unwrap();
+    identity.replacements = vec![("m3".into(), now())];
+    let replaces = Action::UpdateIdentity(IdentityChange::Replacing(Some("m3".into())));
+    assert_eq!(decide(&spec, &seen, now()).action, replaces);
+    seen.identity.as_mut().unwrap().replacing = Some("m3".into());
+    let adds = IdentityChange::Pending(Some("c-fresh".into()));
+    assert_eq!(
+        decide(&spec, &seen, now()).action,
+        Action::UpdateIdentity(adds)
+    );
+
+    let (spec, mut seen) = healthy(3);
+    was_for(&mut seen, "m2", MemberState::Slow, 1801);
+    for (member, index) in [(0, 60_001), (1, 10_000), (2, 60_001)] {
+        let Probe::Answered(answer) = &mut seen.members[member].probe else {
+            panic!("it does not answer");
+        };
+        (answer.raft_index, answer.raft_applied_index) = (index, index);
+    }
+    let begins = Action::UpdateIdentity(IdentityChange::ReplacementBegins("m2".into()));
+    assert_eq!(decide(&spec, &seen, now()).action, begins, "it is behind");
+}
+
+#[test]
+fn a_slow_member_stays_while_the_fault_may_be_another() {
+    let waits = |spec: &ClusterSpec, seen: &Observation, why: &str| {
+        let decision = decide(spec, seen, now());
+        assert!(is_wait(&decision), "{why}: {:?}", decision.action);
+        decision
+    };
+    let (spec, seen) = slow_for(1799);
+    waits(&spec, &seen, "not for long enough");
+    let (spec, seen) = slow_for(200);
+    let decision = waits(&spec, &seen, "for a moment");
+    assert_eq!(state_of(&decision, "Degraded").0, "False");
+
+    let (spec, mut seen) = slow_for(2000);
+    answers_late(&mut seen, 1);
+    waits(&spec, &seen, "another one is slow, too");
+
+    let (spec, mut seen) = slow_for(2000);
+    fail(&mut seen, 1);
+    waits(&spec, &seen, "another one is down");
+
+    let (spec, mut seen) = slow_for(2000);
+    seen.identity.as_mut().unwrap().replacements = vec![("m0".into(), earlier(600))];
+    waits(&spec, &seen, "the limit per hour");
+
+    let (mut spec, seen) = slow_for(2000);
+    spec.recovery.member_replacement.slow_after = "0s".into();
+    waits(&spec, &seen, "nobody wants it");
+
+    let (spec, mut seen) = healthy(3);
+    was_for(&mut seen, "m3", MemberState::Slow, 2000);
+    let decision = waits(&spec, &seen, "it has caught up");
+    assert_eq!(state_of(&decision, "Degraded").0, "False");
+
+    let (spec, mut seen) = healthy(1);
+    answers_late(&mut seen, 1);
+    was_for(&mut seen, "m1", MemberState::Slow, 2000);
+    waits(&spec, &seen, "nobody else says that it is not the machine");
+}
+
+#[test]
+fn a_task_that_moves_the_leader_anywhere_does_it_once() {
+    let (spec, mut seen) = healthy(3);
+    seen.tasks = vec![TaskObservation {
+        name: "t".into(),
+        spec: TaskSpec {
+            cluster_ref: LocalReference { name: "c".into() },
+            move_leader: Some(MoveLeaderTask::default()),
+            ..TaskSpec::default()
+        },
+        status: TaskStatus {
+            phase: JobPhase::Running,
+            done_members: vec!["m1".into()],
+            ..TaskStatus::default()
+        },
+    }];
+    let step = |seen: &Observation| match decide(&spec, seen, now()).action {
+        Action::Task { step, .. } => step,
+        other => panic!("{other:?}"),
+    };
+    assert!(matches!(step(&seen), TaskStep::MoveLeader { from: 1, .. }));
+    seen.tasks[0].status.done_members = vec!["m2".into()];
+    let TaskStep::Finish { phase, .. } = step(&seen) else {
+        panic!("it moves the leader again");
+    };
+    assert_eq!(phase, JobPhase::Succeeded);
 }
 
 #[test]
