@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use metastore_proto::etcdserverpb as pb;
+use metastore_proto::repeat::is_lost;
 use tokio_stream::StreamExt;
 
 use super::{Command, Context, command};
 use crate::client::Client;
-use crate::failover::is_lost;
 use crate::failure::{ExitCode, Failure, status_text};
 use crate::flags::{Kind, flag};
 use crate::output::Format;
