@@ -111,7 +111,7 @@ async fn revoke(context: Context) -> Result<(), Failure> {
         })?;
     context
         .printer
-        .sentence(&format!("lease {id:016x} revoked"), &answer)
+        .lease_revoke(&format!("lease {id:016x} revoked"), &answer)
 }
 
 async fn time_to_live(context: Context) -> Result<(), Failure> {
