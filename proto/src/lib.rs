@@ -9,6 +9,8 @@
 pub mod codec;
 mod encoded_key_value;
 pub mod error_text;
+#[cfg(feature = "services")]
+pub mod repeat;
 
 pub use encoded_key_value::{EncodedKeyValue, KeyValue, encoded_field_bytes, varint_len};
 

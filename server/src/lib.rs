@@ -52,6 +52,7 @@ pub mod rpc;
 pub mod slow_requests;
 pub mod space;
 pub mod startup;
+mod subcommand;
 pub mod tasks;
 pub mod tcp_gateway;
 pub mod tls;

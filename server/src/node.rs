@@ -401,7 +401,8 @@ impl Node {
         Ok(result??)
     }
 
-    /// [`Node::propose`] without a time-out: who waits decides how long.
+    /// [`Node::propose`] without a time-out: who waits decides how long. For changes of members, which etcd
+    /// does not count as proposals.
     ///
     /// # Errors
     /// As [`Node::propose_as`], without `request timed out`.
@@ -409,12 +410,11 @@ impl Node {
         self.admit(&request)?;
         let (request_id, bytes) = self.encode(request, None)?;
         let on_its_way = AtomicBool::new(false);
-        let pending = Pending::start();
-        let applied = tokio::select! {
+        let applied: Result<Applied, RequestError> = tokio::select! {
             applied = self.propose_encoded(bytes, request_id, &on_its_way) => applied,
             () = self.stopped() => Err(EtcdError::Stopped.into()),
         };
-        Ok(pending.end(applied)??)
+        Ok(applied??)
     }
 
     /// The command for a request, and its id.

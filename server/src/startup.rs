@@ -40,6 +40,7 @@ use crate::membership;
 use crate::memory_lock;
 use crate::node::{GRPC_OVERHEAD_BYTES, Node};
 use crate::observe::heap_profile;
+use crate::observe::log::{self, Level};
 use crate::observe::metrics::{LogObserver, METRICS, runtimes};
 use crate::observe::traces;
 use crate::peer_activity;
@@ -442,6 +443,7 @@ async fn run_async(mut config: Config) -> Result<(), RunError> {
     tokio::spawn(corruption::check_compactions(Arc::clone(&node)));
     tokio::spawn(auto_compaction::run(Arc::clone(&node)));
     tokio::spawn(tasks::watch_space(Arc::clone(&node)));
+    tokio::spawn(tasks::watch_files(Arc::clone(&node)));
     tokio::spawn(tasks::defragment_at_start(Arc::clone(&node)));
     tokio::spawn(tasks::expire_tokens(Arc::clone(&node)));
     tokio::spawn(peer_activity::run(Arc::clone(&node)));
@@ -472,6 +474,7 @@ async fn run_async(mut config: Config) -> Result<(), RunError> {
             }
         },
     };
+    log_end(&node.config, "closing etcd server");
     if outcome.is_ok() {
         stop_gently(&node).await;
     }
@@ -483,7 +486,31 @@ async fn run_async(mut config: Config) -> Result<(), RunError> {
     if traces::is_on() && tokio::task::spawn_blocking(traces::stop).await.is_err() {
         tracing::warn!("the last traces were not sent");
     }
+    log_end(&node.config, "closed etcd server");
     outcome
+}
+
+/// etcd's lines at the beginning and the end of a stop.
+fn log_end(config: &Config, text: &'static str) {
+    let urls =
+        |urls: &[ListenUrl]| -> Vec<String> { urls.iter().map(ToString::to_string).collect() };
+    log::record(
+        Level::Info,
+        log::here!(),
+        text,
+        &[
+            ("name", config.name.as_str().into()),
+            ("data-dir", config.data_dir.display().to_string().into()),
+            (
+                "advertise-peer-urls",
+                urls(&config.initial_advertise_peer_urls).into(),
+            ),
+            (
+                "advertise-client-urls",
+                urls(&config.advertise_client_urls).into(),
+            ),
+        ],
+    );
 }
 
 fn start_threads(

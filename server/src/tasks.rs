@@ -9,7 +9,7 @@ use metastore_proto::internal::{Bootstrap, MemberPublish};
 
 use crate::lease_leadership;
 use crate::node::Node;
-use crate::observe::metrics::METRICS;
+use crate::observe::metrics::{METRICS, process};
 
 /// How often a leader looks for expired leases; etcd's `500 ms`.
 const LEASE_TICK: Duration = Duration::from_millis(500);
@@ -19,6 +19,8 @@ const REVOKES_PER_TICK: usize = 500;
 const TOKEN_TICK: Duration = Duration::from_secs(1);
 /// Looks for due progress notices in one progress interval.
 const PROGRESS_LOOKS: u32 = 10;
+/// How often open files are counted; etcd's interval.
+const FILES_INTERVAL: Duration = Duration::from_secs(10 * 60);
 /// Pause before a proposal of the member's own is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -196,6 +198,21 @@ pub async fn watch_space(node: Arc<Node>) {
         if let Err(error) = node.raise_no_space().await {
             tracing::warn!(%error, "failed to raise the alarm NOSPACE");
             tokio::time::sleep(RETRY_INTERVAL).await;
+        }
+    }
+}
+
+/// Says from time to time that connections and files will run out.
+pub async fn watch_files(node: Arc<Node>) {
+    loop {
+        if let (Some(used), Some(limit)) = (process::open_files(), process::open_files_max())
+            && used >= limit / 5 * 4
+        {
+            tracing::warn!(used, limit, "80% of file descriptors are used");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(FILES_INTERVAL) => {}
+            () = node.stopped() => return,
         }
     }
 }

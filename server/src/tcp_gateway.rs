@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 use tokio::net::{TcpListener, TcpStream, lookup_host};
 
 use crate::config::{format_duration, parse_duration};
@@ -18,6 +18,7 @@ use crate::discovery::clients::ClientRecords;
 use crate::init_daemon;
 use crate::listen::sockets::ACCEPT_RETRY_INTERVAL;
 use crate::observe::log::{self, LogOptions};
+use crate::subcommand;
 
 /// The name of the sub-command.
 pub const COMMAND: &str = "gateway";
@@ -72,33 +73,12 @@ fn parse_delay(text: &str) -> Result<Duration, String> {
 
 /// Runs the sub-command; the arguments begin with its name.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let options = match CommandLine::try_parse_from(arguments) {
-        Ok(CommandLine {
-            command: Some(GatewayCommand::Start(options)),
-        }) => options,
-        Ok(CommandLine { command: None }) => {
-            // A closed output leaves nobody to tell.
-            let _ = CommandLine::command().print_help();
-            return ExitCode::SUCCESS;
-        }
-        Err(error) => {
-            let _ = error.print();
-            return match error.use_stderr() {
-                true => ExitCode::FAILURE,
-                false => ExitCode::SUCCESS,
-            };
-        }
-    };
-    match log::init(&LogOptions::default()).and_then(|()| start(options)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error}");
-            ExitCode::FAILURE
-        }
-    }
+    let chosen = |line: CommandLine| line.command.map(|GatewayCommand::Start(options)| options);
+    subcommand::run(arguments, chosen, start)
 }
 
 fn start(options: Options) -> io::Result<()> {
+    log::init(&LogOptions::default())?;
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?

@@ -7,6 +7,8 @@
 
 #[path = "auth/matrix.rs"]
 mod matrix;
+#[path = "auth/members.rs"]
+mod members;
 #[path = "auth/session.rs"]
 mod session;
 #[path = "auth/watches.rs"]

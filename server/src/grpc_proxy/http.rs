@@ -16,7 +16,7 @@ use super::metrics::ProxyMetrics;
 use super::upstream::Upstream;
 use super::watch::WatchProxy;
 use crate::http::answer::{self, Answer, PLAIN_TEXT, method_not_allowed, not_found, text};
-use crate::http::debug;
+use crate::http::{debug, mux};
 use crate::observe::metrics::CONTENT_TYPE;
 use crate::observe::metrics::grpc::method;
 
@@ -44,6 +44,9 @@ pub struct HttpProxy {
 impl HttpProxy {
     /// Answers a request; `is_main`: on the port for clients.
     pub async fn call<B>(&self, request: &Request<B>, is_main: bool) -> Answer {
+        if let Some(answer) = mux::answered_by_server(request) {
+            return answer;
+        }
         let path = request.uri().path();
         if is_main
             && self.enable_pprof

@@ -10,6 +10,7 @@
 //! Knows the API and nothing of a member: it has no data, and what it keeps it can lose.
 
 mod cache;
+mod call_log;
 mod http;
 mod key_value;
 mod members;
@@ -28,7 +29,7 @@ use std::time::Duration;
 
 use ::http::{HeaderMap, HeaderValue, Request, Response, header};
 use bytes::Bytes;
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use http_body::Frame;
@@ -42,6 +43,7 @@ use tokio::net::lookup_host;
 use tonic::Status;
 use tonic::body::Body;
 
+use self::call_log::CallLog;
 use self::http::HttpProxy;
 use self::key_value::KeyValueProxy;
 use self::members::{MemberOptions, Members};
@@ -64,6 +66,7 @@ use crate::rpc::compression;
 use crate::rpc::in_process::framed;
 use crate::rpc::services::RequestBody;
 use crate::rpc::unary::{self, ResponseBody};
+use crate::subcommand;
 use crate::tls::{self, ClientTls, Endpoint, ServerTls};
 
 /// The name of the sub-command.
@@ -86,30 +89,8 @@ enum ProxyCommand {
 
 /// Runs the sub-command; the arguments begin with its name.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let options = match CommandLine::try_parse_from(arguments) {
-        Ok(CommandLine {
-            command: Some(ProxyCommand::Start(options)),
-        }) => options,
-        Ok(CommandLine { command: None }) => {
-            // A closed output leaves nobody to tell.
-            let _ = CommandLine::command().print_help();
-            return ExitCode::SUCCESS;
-        }
-        Err(error) => {
-            let _ = error.print();
-            return match error.use_stderr() {
-                true => ExitCode::FAILURE,
-                false => ExitCode::SUCCESS,
-            };
-        }
-    };
-    match start(*options) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error}");
-            ExitCode::FAILURE
-        }
-    }
+    let chosen = |line: CommandLine| line.command.map(|ProxyCommand::Start(options)| *options);
+    subcommand::run(arguments, chosen, start)
 }
 
 fn start(options: Options) -> Result<(), String> {
@@ -358,6 +339,8 @@ struct Proxy {
     watches: WatchProxy,
     members: Arc<Members>,
     http: HttpProxy,
+    /// `--experimental-enable-grpc-logging`.
+    logs_calls: bool,
 }
 
 impl Proxy {
@@ -408,12 +391,17 @@ impl Proxy {
             },
             watches,
             namespace,
+            logs_calls: options.experimental_enable_grpc_logging,
             upstream: Arc::clone(upstream),
         })
     }
 
     /// Answers a call whose messages are not compressed.
-    async fn call_grpc(self: Arc<Self>, request: Request<Body>) -> Response<ResponseBody> {
+    async fn call_grpc(
+        self: Arc<Self>,
+        request: Request<Body>,
+        remote: Option<SocketAddr>,
+    ) -> Response<ResponseBody> {
         let path = request.uri().path().to_owned();
         let Some(method) = grpc::find(&path) else {
             let service = path.trim_start_matches('/').split('/').next();
@@ -425,9 +413,21 @@ impl Proxy {
                 }
             };
         };
-        grpc::observe(method, request, |request| self.answer(method, request))
-            .await
-            .map(ResponseBody::Counted)
+        let log = self.logs_calls.then(|| CallLog::new(&path, remote));
+        let request = request.map(|body| match &log {
+            Some(log) => log.request(body),
+            None => body,
+        });
+        let (this, log) = (&*self, &log);
+        grpc::observe(method, request, |request| async move {
+            let response = this.answer(method, request).await;
+            match log {
+                Some(log) => log.response(response),
+                None => response,
+            }
+        })
+        .await
+        .map(ResponseBody::Counted)
     }
 
     async fn answer(
@@ -526,7 +526,7 @@ impl ConnectionService for Proxy {
     fn call(
         self: &Arc<Self>,
         request: Request<Incoming>,
-        _: Option<SocketAddr>,
+        remote: Option<SocketAddr>,
         traffic: Traffic,
     ) -> BoxFuture<'static, Response<ResponseBody>> {
         let proxy = Arc::clone(self);
@@ -540,9 +540,9 @@ impl ConnectionService for Proxy {
             return std::future::ready(refusal).boxed();
         }
         if compression::is_announced(&request) {
-            let answer = move |request| proxy.call_grpc(request);
+            let answer = move |request| proxy.call_grpc(request, remote);
             return compression::call(request, RECEIVE_BYTES_MAX, answer).boxed();
         }
-        proxy.call_grpc(request.map(Body::new)).boxed()
+        proxy.call_grpc(request.map(Body::new), remote).boxed()
     }
 }

@@ -117,7 +117,7 @@ pub struct Options {
     /// leasing metadata prefix for disconnected linearized reads. Not supported.
     #[arg(long, default_value = "")]
     pub experimental_leasing_prefix: String,
-    /// logging all grpc requests and responses. Not supported.
+    /// logging all grpc requests and responses, without values, passwords and tokens
     #[arg(long, action = Set, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true")]
     pub experimental_enable_grpc_logging: bool,
     /// Enable debug-level logging for grpc-proxy.
@@ -183,13 +183,6 @@ impl Options {
         check_cipher_suite_names(&self.cipher_suites())?;
         if !self.experimental_leasing_prefix.is_empty() {
             return Err("--experimental-leasing-prefix is not supported yet".to_owned());
-        }
-        if self.experimental_enable_grpc_logging {
-            return Err(
-                "--experimental-enable-grpc-logging is not supported: it would write passwords and values \
-                 into the log"
-                    .to_owned(),
-            );
         }
         Ok(())
     }
@@ -312,7 +305,6 @@ mod tests {
                 "cipher suites cannot be configured when only TLS1.3 is enabled",
             ),
             (&["--experimental-leasing-prefix=a"], "not supported yet"),
-            (&["--experimental-enable-grpc-logging"], "not supported"),
             (&["--no-such-flag"], "unexpected argument"),
         ] {
             let Err(error) = parse(arguments) else {

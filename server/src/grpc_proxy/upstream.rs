@@ -22,13 +22,14 @@ use metastore_consensus::BoxedStream;
 use metastore_proto::etcdserverpb::{
     WatchCreateRequest, WatchRequest, WatchResponse, watch_request::RequestUnion,
 };
+use metastore_proto::repeat::{is_broken, is_lost, is_repeatable};
 use parking_lot::Mutex;
 use prost::Message;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::oneshot;
+use tonic::Status;
 use tonic::body::Body;
 use tonic::transport::Channel;
-use tonic::{Code, Status};
 use tower::{Service, ServiceExt};
 
 use crate::observe::metrics::grpc::method;
@@ -52,23 +53,6 @@ const FORWARDED_HEADERS: [&str; 5] = [
     "hasleader",
     "client-api-version",
     "grpc-timeout",
-];
-/// Calls that may be sent twice.
-const REPEATABLE: [&str; 14] = [
-    "/etcdserverpb.KV/Range",
-    "/etcdserverpb.Lease/LeaseTimeToLive",
-    "/etcdserverpb.Lease/LeaseLeases",
-    "/etcdserverpb.Cluster/MemberList",
-    "/etcdserverpb.Maintenance/Status",
-    "/etcdserverpb.Maintenance/Hash",
-    "/etcdserverpb.Maintenance/HashKV",
-    "/etcdserverpb.Auth/AuthStatus",
-    "/etcdserverpb.Auth/Authenticate",
-    "/etcdserverpb.Auth/UserGet",
-    "/etcdserverpb.Auth/UserList",
-    "/etcdserverpb.Auth/RoleGet",
-    "/etcdserverpb.Auth/RoleList",
-    "/v3electionpb.Election/Leader",
 ];
 
 /// How the cluster is reached.
@@ -199,7 +183,7 @@ impl Upstream {
                 self.options.send_bytes_max
             )));
         }
-        let is_repeatable = REPEATABLE.contains(&path);
+        let is_repeatable = is_repeatable(path);
         let deadline = Instant::now() + RETRY_TIME_MAX;
         let message = Raw(message);
         loop {
@@ -313,27 +297,6 @@ impl ClusterWatch {
             None => Err(Status::unavailable("the watch ended")),
         }
     }
-}
-
-/// Whether a call failed because its member was lost, stops or has no leader, and not because of what it asked
-/// for.
-pub fn is_lost(status: &Status) -> bool {
-    status.code() == Code::Unavailable || is_broken(status)
-}
-
-/// Whether a connection broke.
-fn is_broken(status: &Status) -> bool {
-    const TEXTS: [&str; 4] = [
-        "h2 protocol error",
-        "transport error",
-        "error reading a body",
-        "the call ended without",
-    ];
-    let may_be = matches!(
-        status.code(),
-        Code::Unknown | Code::Internal | Code::Cancelled
-    );
-    may_be && TEXTS.iter().any(|text| status.message().contains(text))
 }
 
 /// The status as clients are told: a connection of ours that broke is nothing that their call did.

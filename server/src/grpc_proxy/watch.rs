@@ -28,6 +28,7 @@ use metastore_proto::etcdserverpb::{
     watch_create_request::FilterType, watch_request::RequestUnion,
 };
 use metastore_proto::mvccpb::{Event, event::EventType};
+use metastore_proto::repeat::is_lost;
 use parking_lot::Mutex;
 use prometheus::IntCounter;
 use prost::Message;
@@ -37,7 +38,7 @@ use tonic::Status;
 use tonic::body::Body;
 
 use super::namespace::Namespace;
-use super::upstream::{Upstream, is_lost, trailers};
+use super::upstream::{Upstream, trailers};
 use crate::rpc::in_process::framed;
 use crate::rpc::services::RequestBody;
 use crate::rpc::unary::{self, PREFIX_BYTES};

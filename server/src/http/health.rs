@@ -97,6 +97,11 @@ pub async fn answer<B>(node: &Arc<Node>, request: &Request<B>) -> Option<Answer>
         _ => one_check(path)?,
     };
     if request.method() != Method::GET {
+        let code = StatusCode::METHOD_NOT_ALLOWED.as_u16();
+        match path {
+            "/health" => tracing::warn!("status-code" = code, "/health error"),
+            path => tracing::warn!(path, "status-code" = code, "Health request error"),
+        }
         return Some(method_not_allowed("GET"));
     }
     if path == "/health" {
@@ -106,7 +111,24 @@ pub async fn answer<B>(node: &Arc<Node>, request: &Request<B>) -> Option<Answer>
     if checks.len() > 1 || path == "/livez" {
         excluded = parameters(request, "exclude");
     }
+    warn_of_strangers(checks, &excluded);
     Some(run_checks(node, request, checks, &excluded).await)
+}
+
+/// Says which checks cannot be excluded because there are none of these names.
+fn warn_of_strangers(checks: &[Check], excluded: &BTreeSet<String>) {
+    let strangers: Vec<_> = excluded
+        .iter()
+        .filter(|name| !name.is_empty() && checks.iter().all(|check| check.name() != **name))
+        .map(|name| format!("{name:?}"))
+        .collect();
+    if !strangers.is_empty() {
+        let strangers = strangers.join(",");
+        tracing::warn!(
+            "missing-health-checks" = strangers,
+            "some health checks cannot be excluded"
+        );
+    }
 }
 
 /// `/livez/NAME` or `/readyz/NAME`.
@@ -163,7 +185,14 @@ async fn run_checks<B>(
     }
     let path = request.uri().path();
     if failed {
-        tracing::warn!(path, reason = report, "Health check error");
+        let code = StatusCode::SERVICE_UNAVAILABLE.as_u16();
+        // A member that waits for a leader is nothing that a log should call an error.
+        tracing::warn!(
+            path,
+            reason = report,
+            "status-code" = code,
+            "Health check error"
+        );
         return answer::error(StatusCode::SERVICE_UNAVAILABLE, &report);
     }
     if parameters(request, "verbose").is_empty() {
@@ -179,19 +208,27 @@ async fn run_checks<B>(
 
 async fn health<B>(node: &Arc<Node>, request: &Request<B>) -> Answer {
     let excluded = parameters(request, "exclude");
-    let serializable = parameters(request, "serializable")
-        .first()
-        .is_some_and(|value| value == "true");
+    // Of several values the first one counts.
+    let query = request.uri().query().unwrap_or_default();
+    let serializable = url::form_urlencoded::parse(query.as_bytes())
+        .find(|(key, _)| key == "serializable")
+        .is_some_and(|(_, value)| value == "true");
     let alarm = alarms(node)
         .into_iter()
         .find(|alarm| !excluded.contains(alarm.as_str_name()));
     let reason = if let Some(alarm) = alarm {
-        Some(format!("ALARM {}", alarm.as_str_name()))
+        let alarm = alarm.as_str_name();
+        tracing::warn!(alarm, "serving /health false due to an alarm");
+        Some(format!("ALARM {alarm}"))
     } else if !serializable && node.leader().is_none() {
+        tracing::warn!("serving /health false; no leader");
         Some("RAFT NO LEADER".to_owned())
     } else {
         let read = read(node, serializable).await;
-        read.err().map(|error| format!("RANGE ERROR:{error}"))
+        read.err().map(|error| {
+            tracing::warn!(%error, "serving /health false; Range fails");
+            format!("RANGE ERROR:{error}")
+        })
     };
     match &reason {
         None => METRICS.health_successes.inc(),
@@ -206,7 +243,8 @@ async fn health<B>(node: &Arc<Node>, request: &Request<B>) -> Answer {
         Some(reason) => {
             let reason = serde_json::Value::String(reason);
             let body = format!(r#"{{"health":"false","reason":{reason}}}"#);
-            tracing::warn!(output = body, "/health error");
+            let code = StatusCode::SERVICE_UNAVAILABLE.as_u16();
+            tracing::warn!(output = body, "status-code" = code, "/health error");
             answer::error(StatusCode::SERVICE_UNAVAILABLE, &body)
         }
     }

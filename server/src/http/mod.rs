@@ -10,9 +10,9 @@
 
 mod access;
 pub(crate) mod answer;
-mod gateway;
+pub(crate) mod gateway;
 mod health;
-mod mux;
+pub(crate) mod mux;
 mod rest;
 
 pub(crate) mod debug;
@@ -143,6 +143,9 @@ impl HttpService {
         if !is_ours && let Some(answer) = mux::malformed(&request) {
             return answer.map(ResponseBody::Plain);
         }
+        if let Some(answer) = mux::answered_by_server(&request) {
+            return answer.map(ResponseBody::Plain);
+        }
         if routes == HttpRoutes::Metrics {
             let answer = match mux::admit(&mut request, &[]) {
                 Some(answer) => answer,
@@ -235,6 +238,9 @@ impl HttpService {
 
     /// Answers a request on the peer port.
     pub fn call_peer(&self, request: &Request<Incoming>) -> Answer {
+        if let Some(answer) = mux::answered_by_server(request) {
+            return answer;
+        }
         let mut answer = match request.uri().path() {
             VERSION_PATH | DOWNGRADE_ENABLED_PATH if request.method() != Method::GET => {
                 method_not_allowed("GET")

@@ -4,7 +4,7 @@
 //! the letters that they stand for. The plain HTTP API is ours alone, its keys may hold anything, and
 //! nothing of this happens to it.
 
-use http::{Method, Request, StatusCode, Uri, header};
+use http::{Method, Request, StatusCode, Uri, Version, header};
 
 use super::answer::{Answer, PLAIN_TEXT, error, text};
 
@@ -16,6 +16,23 @@ const UNESCAPED_IF_RAW: &[u8] = b"!'()*[]%";
 /// The answer to a path with an escape that is none: Go's server gives it before anybody sees the request.
 pub fn malformed<B>(request: &Request<B>) -> Option<Answer> {
     unescape(request.uri().path()).is_none().then(bad_request)
+}
+
+/// What else Go's server answers before anybody sees the request: an expectation that it does not know, and
+/// questions about the server as a whole.
+pub fn answered_by_server<B>(request: &Request<B>) -> Option<Answer> {
+    let expected = request.headers().get(header::EXPECT);
+    if request.version() < Version::HTTP_2 && expected.is_some_and(|words| !is_known(words)) {
+        return Some(closing(StatusCode::EXPECTATION_FAILED, Answer::default()));
+    }
+    let is_about_server = request.method() == Method::OPTIONS && request.uri().path() == "*";
+    is_about_server.then(Answer::default)
+}
+
+/// Whether an expectation is the one that everybody knows, or none at all.
+fn is_known(words: &header::HeaderValue) -> bool {
+    let mut tokens = words.as_bytes().split(|byte| *byte == b',');
+    words.is_empty() || tokens.any(|token| token.trim_ascii().eq_ignore_ascii_case(b"100-continue"))
 }
 
 /// What happens to a request before a handler is looked for: an answer that ends it, or nothing after
@@ -256,6 +273,26 @@ mod tests {
             b"%00",
         ];
         crate::mutation::mutated(&corpus, &words, assert_leads_somewhere);
+    }
+
+    #[test]
+    fn only_expectations_that_nobody_knows_are_refused() {
+        for (words, version, refused) in [
+            ("100-continue", Version::HTTP_11, false),
+            ("foo, 100-CONTINUE", Version::HTTP_11, false),
+            ("", Version::HTTP_11, false),
+            ("foo", Version::HTTP_11, true),
+            ("100-continues", Version::HTTP_11, true),
+            ("foo", Version::HTTP_2, false),
+        ] {
+            let request = Request::get("/version")
+                .version(version)
+                .header(header::EXPECT, words)
+                .body(())
+                .expect("a request");
+            let answer = answered_by_server(&request);
+            assert_eq!(answer.is_some(), refused, "{words} {version:?}");
+        }
     }
 
     #[test]

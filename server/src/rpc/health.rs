@@ -18,6 +18,7 @@ use tower::{Service, service_fn};
 
 use crate::node::Node;
 use crate::observe::metrics::grpc::method;
+use crate::rpc::{OnLearner, check_call, check_stream};
 
 /// A question for the states of all services. tonic's descriptions are older than it.
 #[derive(Clone, Copy, PartialEq, prost::Message)]
@@ -36,7 +37,8 @@ fn answer(status: ServingStatus) -> HealthCheckResponse {
     }
 }
 
-/// Answers SERVING while the process runs.
+/// Answers SERVING while the process runs. A learner refuses it, as in etcd, so clients that ask for it go to the
+/// voters.
 struct HealthService {
     node: Arc<Node>,
 }
@@ -49,6 +51,7 @@ impl Health for HealthService {
         &self,
         request: tonic::Request<HealthCheckRequest>,
     ) -> Result<tonic::Response<HealthCheckResponse>, Status> {
+        check_call(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
         match &*request.get_ref().service {
             "" => Ok(tonic::Response::new(answer(ServingStatus::Serving))),
             _ => Err(Status::not_found("unknown service")),
@@ -59,6 +62,7 @@ impl Health for HealthService {
         &self,
         request: tonic::Request<HealthCheckRequest>,
     ) -> Result<tonic::Response<Self::WatchStream>, Status> {
+        check_stream(&self.node, request.metadata().as_ref(), OnLearner::Refused)?;
         let status = match &*request.get_ref().service {
             "" => ServingStatus::Serving,
             // It might come later, says the protocol; so the stream stays open.
@@ -74,9 +78,11 @@ impl Health for HealthService {
     }
 }
 
-async fn list(
-    _: tonic::Request<HealthListRequest>,
+fn list(
+    node: &Arc<Node>,
+    request: &tonic::Request<HealthListRequest>,
 ) -> Result<tonic::Response<HealthListResponse>, Status> {
+    check_call(node, request.metadata().as_ref(), OnLearner::Refused)?;
     let statuses = HashMap::from([(String::new(), answer(ServingStatus::Serving))]);
     Ok(tonic::Response::new(HealthListResponse { statuses }))
 }
@@ -85,11 +91,13 @@ async fn list(
 #[derive(Clone)]
 pub struct HealthServer {
     inner: Generated<HealthService>,
+    node: Arc<Node>,
 }
 
 /// The health service of `node`.
 pub fn server(node: Arc<Node>) -> HealthServer {
     HealthServer {
+        node: Arc::clone(&node),
         inner: Generated::new(HealthService { node }),
     }
 }
@@ -109,9 +117,11 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         if request.uri().path() == method::HEALTH_LIST.path() {
+            let node = Arc::clone(&self.node);
             return Box::pin(async move {
                 let codec = SmallBufferCodec::<HealthListResponse, HealthListRequest>::default();
-                Ok(Grpc::new(codec).unary(service_fn(list), request).await)
+                let listed = service_fn(move |request| std::future::ready(list(&node, &request)));
+                Ok(Grpc::new(codec).unary(listed, request).await)
             });
         }
         Box::pin(self.inner.call(request))

@@ -329,7 +329,8 @@ fn the_matrix_has_every_call() {
     }
 }
 
-async fn all(stores: &mut Stores, everybody: &[&str], root: &str, login: &str) {
+/// Every call, asked by everybody.
+pub async fn everything(stores: &mut Stores, everybody: &[&str], root: &str, login: &str) {
     stores.run(&keys(everybody)).await;
     stores.run(&leases_and_members(everybody, root)).await;
     stores.run(&locks(everybody, root)).await;
@@ -392,8 +393,13 @@ async fn everybody_may_everything_without_authentication() {
 #[tokio::test(flavor = "multi_thread")]
 async fn tokens_of_passwords_decide_as_in_etcd() {
     let mut stores = Stores::start(&[]).await;
-    add_everybody(&mut stores).await;
-    all(&mut stores, EVERYBODY, "root", "none: login root rootpw").await;
+    tokens_of_passwords(&mut stores).await;
+}
+
+/// Every call by everybody who may have a token of a password.
+pub async fn tokens_of_passwords(stores: &mut Stores) {
+    add_everybody(stores).await;
+    everything(stores, EVERYBODY, "root", "none: login root rootpw").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -403,7 +409,7 @@ async fn json_web_tokens_decide_as_in_etcd() {
     let flag = format!("--auth-token=jwt,sign-method=ES256,priv-key={key},ttl=1h");
     let mut stores = Stores::start(&[&flag]).await;
     add_everybody(&mut stores).await;
-    all(&mut stores, EVERYBODY, "root", "none: login root rootpw").await;
+    everything(&mut stores, EVERYBODY, "root", "none: login root rootpw").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -424,5 +430,5 @@ async fn certificates_decide_as_in_etcd() {
         "cn-eve/alice",
     ];
     let login = "cn-eve: status";
-    all(&mut stores, &everybody, "cn-root", login).await;
+    everything(&mut stores, &everybody, "cn-root", login).await;
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use futures::StreamExt;
 use futures::future::{BoxFuture, FutureExt, join_all};
 use metastore_proto::etcdserverpb as pb;
 use metastore_tests::client::Client;
@@ -109,10 +110,193 @@ async fn ask_everything(client: &Client) -> BTreeMap<&'static str, String> {
             "role add",
             ask!(auth.role_add(pb::AuthRoleAddRequest { name: "r".into() })),
         ),
+        (
+            "user add",
+            ask!(auth.user_add(pb::AuthUserAddRequest {
+                name: "u".into(),
+                password: "p".into(),
+                ..Default::default()
+            })),
+        ),
+        ("enable", ask!(auth.auth_enable(pb::AuthEnableRequest {}))),
+        (
+            "log in",
+            ask!(auth.authenticate(pb::AuthenticateRequest {
+                name: "u".into(),
+                password: "p".into()
+            })),
+        ),
+        (
+            "serializable range",
+            ask!(kv.range(pb::RangeRequest {
+                key: "a".into(),
+                serializable: true,
+                ..Default::default()
+            })),
+        ),
+        (
+            "delete",
+            ask!(kv.delete_range(pb::DeleteRangeRequest {
+                key: "a".into(),
+                ..Default::default()
+            })),
+        ),
+        ("stream", {
+            let mut kv = kv.clone();
+            async move {
+                let request = pb::RangeRequest {
+                    key: "a".into(),
+                    ..Default::default()
+                };
+                let mut answers = kv.range_stream(request).await?.into_inner();
+                answers.message().await.map(|_| ())
+            }
+            .boxed()
+        }),
+        (
+            "revoke",
+            ask!(lease.lease_revoke(pb::LeaseRevokeRequest { id: 404 })),
+        ),
+        (
+            "time to live",
+            ask!(lease.lease_time_to_live(pb::LeaseTimeToLiveRequest {
+                id: 404,
+                keys: true
+            })),
+        ),
+        (
+            "leases",
+            ask!(lease.lease_leases(pb::LeaseLeasesRequest {})),
+        ),
+        ("renewal", {
+            let mut lease = lease.clone();
+            async move {
+                let ids = futures::stream::iter([pb::LeaseKeepAliveRequest { id: 404 }])
+                    .chain(futures::stream::pending());
+                let mut answers = lease.lease_keep_alive(ids).await?.into_inner();
+                answers.message().await.map(|_| ())
+            }
+            .boxed()
+        }),
+        (
+            "members here",
+            ask!(members.member_list(pb::MemberListRequest {
+                linearizable: false
+            })),
+        ),
+        (
+            "member add",
+            ask!(members.member_add(pb::MemberAddRequest {
+                peer_ur_ls: vec!["http://127.0.0.1:1".into()],
+                is_learner: false
+            })),
+        ),
+        (
+            "learner add",
+            ask!(members.member_add(pb::MemberAddRequest {
+                peer_ur_ls: vec!["http://127.0.0.1:2".into()],
+                is_learner: true
+            })),
+        ),
+        (
+            "member remove",
+            ask!(members.member_remove(pb::MemberRemoveRequest { id: 404 })),
+        ),
+        (
+            "member update",
+            ask!(members.member_update(pb::MemberUpdateRequest {
+                id: 404,
+                peer_ur_ls: vec!["http://127.0.0.1:1".into()]
+            })),
+        ),
+        (
+            "member promote",
+            ask!(members.member_promote(pb::MemberPromoteRequest { id: 404 })),
+        ),
+        ("status", ask!(maintenance.status(pb::StatusRequest {}))),
+        ("hash", ask!(maintenance.hash(pb::HashRequest {}))),
+        (
+            "hash of keys",
+            ask!(maintenance.hash_kv(pb::HashKvRequest { revision: 0 })),
+        ),
+        (
+            "defragment",
+            ask!(maintenance.defragment(pb::DefragmentRequest {})),
+        ),
+        (
+            "move leader",
+            ask!(maintenance.move_leader(pb::MoveLeaderRequest { target_id: 404 })),
+        ),
+        (
+            "downgrade check",
+            ask!(maintenance.downgrade(pb::DowngradeRequest {
+                action: 0,
+                version: "3.6.0".into()
+            })),
+        ),
+        (
+            "downgrade",
+            ask!(maintenance.downgrade(pb::DowngradeRequest {
+                action: 1,
+                version: "3.6.0".into()
+            })),
+        ),
+        (
+            "downgrade end",
+            ask!(maintenance.downgrade(pb::DowngradeRequest {
+                action: 2,
+                version: String::new()
+            })),
+        ),
+        ("read for those who demand a leader", {
+            let mut kv = kv.clone();
+            async move {
+                let request = pb::RangeRequest {
+                    key: "a".into(),
+                    serializable: true,
+                    ..Default::default()
+                };
+                kv.range(demanding(request)).await.map(|_| ())
+            }
+            .boxed()
+        }),
+        ("watch for those who demand a leader", {
+            let mut watch = client.watch.clone();
+            async move {
+                let create = pb::WatchCreateRequest {
+                    key: "a".into(),
+                    ..Default::default()
+                };
+                let create = pb::WatchRequest {
+                    request_union: Some(pb::watch_request::RequestUnion::CreateRequest(create)),
+                };
+                let requests = futures::stream::iter([create]).chain(futures::stream::pending());
+                let mut answers = watch.watch(demanding(requests)).await?.into_inner();
+                answers.message().await.map(|_| ())
+            }
+            .boxed()
+        }),
+        ("watch", {
+            let mut watch = client.watch.clone();
+            async move {
+                let create = pb::WatchCreateRequest {
+                    key: "a".into(),
+                    ..Default::default()
+                };
+                let create = pb::WatchRequest {
+                    request_union: Some(pb::watch_request::RequestUnion::CreateRequest(create)),
+                };
+                let requests = futures::stream::iter([create]).chain(futures::stream::pending());
+                let mut answers = watch.watch(requests).await?.into_inner();
+                answers.message().await.map(|_| ())
+            }
+            .boxed()
+        }),
     ];
     let asked = calls.into_iter().map(|(name, call)| async move {
         let started = Instant::now();
-        let result = call.await;
+        let result = tokio::time::timeout(deadline(ANSWER_LIMIT), call).await;
+        let result = result.unwrap_or_else(|_| Err(Status::unknown("no answer")));
         let waited = started.elapsed() > REQUEST_TIME / 2;
         let shown = match result {
             Ok(()) => "answered".to_owned(),
@@ -121,6 +305,14 @@ async fn ask_everything(client: &Client) -> BTreeMap<&'static str, String> {
         (name, format!("{shown} waited={waited}"))
     });
     join_all(asked).await.into_iter().collect()
+}
+
+/// A request of a client that does without an answer of a member without a leader.
+fn demanding<T>(message: T) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    let yes = "true".parse().unwrap();
+    request.metadata_mut().insert("hasleader", yes);
+    request
 }
 
 async fn ask_gateway(address: &str) -> Vec<String> {

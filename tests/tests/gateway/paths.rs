@@ -80,6 +80,70 @@ async fn paths_are_cleaned_as_by_etcd() {
     .await;
 }
 
+/// What Go's server says before etcd sees a request: head and body, on ports for clients and for metrics.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_answered_before_a_path_is_looked_at_is_etcds() {
+    within(async {
+        let mut answers = Vec::new();
+        for program in [Program::Etcd, subject()] {
+            let metrics = format!("127.0.0.1:{}", free_port());
+            let member = MemberBuilder::new(program)
+                .flag(format!("--listen-metrics-urls=http://{metrics}"))
+                .flag("--cors=http://a.example:80")
+                .flag("--host-whitelist=b.example")
+                .start()
+                .await;
+            let mut seen = Vec::new();
+            for (port, address) in [("client", member.address()), ("metrics", metrics)] {
+                for (method, path, headers, body) in [
+                    ("OPTIONS", "*", &[][..], ""),
+                    ("OPTIONS", "*", &[("Origin", "http://a.example:80")], "body"),
+                    ("OPTIONS", "*", &[("Expect", "foo")], ""),
+                    ("GET", "*", &[], ""),
+                    (
+                        "GET",
+                        "/version",
+                        &[("Expect", "foo"), ("Host", "b.example")],
+                        "",
+                    ),
+                    (
+                        "POST",
+                        "/v3/kv/range",
+                        &[("Expect", "foo"), ("Origin", "http://c.example")],
+                        "{}",
+                    ),
+                    (
+                        "GET",
+                        "/nothing",
+                        &[("Expect", "a, 100-Continue"), ("Host", "b.example")],
+                        "",
+                    ),
+                    (
+                        "GET",
+                        "/nothing",
+                        &[("Expect", ""), ("Host", "b.example")],
+                        "",
+                    ),
+                ] {
+                    let mut request = HttpRequest::new(method, path).body(body);
+                    for (name, value) in headers {
+                        request = request.header(name, value);
+                    }
+                    let answer = request.send(&address).await;
+                    let mut head = answer.headers.clone();
+                    head.retain(|(name, _)| name != "date");
+                    head.sort_unstable();
+                    let shown = format!("{} {head:?} {}", answer.status, answer.text());
+                    seen.push(format!("{port}: {method} {path} {headers:?}: {shown}"));
+                }
+            }
+            answers.push(seen);
+        }
+        assert_equal_transcripts(&answers[0], &answers[1]);
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn paths_are_cleaned_on_ports_for_metrics_too() {
     within(async {

@@ -43,13 +43,17 @@ impl Drop for Proxy {
 
 impl Proxy {
     fn spawn(program: Program, endpoints: &str, flags: &[&str]) -> Self {
+        Self::spawn_with_log(program, endpoints, flags, Stdio::null())
+    }
+
+    fn spawn_with_log(program: Program, endpoints: &str, flags: &[&str], log: Stdio) -> Self {
         let address = format!("127.0.0.1:{}", free_port());
         let child = Command::new(program.path())
             .args(["grpc-proxy", "start", "--listen-addr", &address])
             .arg(format!("--advertise-client-url={address}"))
             .arg(format!("--endpoints={endpoints}"))
             .args(flags)
-            .stderr(Stdio::null())
+            .stderr(log)
             .spawn()
             .unwrap();
         Self { child, address }
@@ -957,6 +961,111 @@ async fn a_proxy_makes_its_own_certificate() {
             }
         })
         .await;
+    })
+    .await;
+}
+
+/// What a proxy's log has about calls: text, service, method, error and content. Headers and what one of the
+/// proxies leaves out are blanked.
+fn logged_calls(log: &str) -> Vec<String> {
+    fn blank(value: &mut serde_json::Value) {
+        match value {
+            serde_json::Value::Object(fields) => {
+                for (name, value) in fields {
+                    match name.as_str() {
+                        "header" | "value" | "password" | "hashedPassword" => *value = "*".into(),
+                        _ => blank(value),
+                    }
+                }
+            }
+            serde_json::Value::Array(values) => values.iter_mut().for_each(blank),
+            _ => {}
+        }
+    }
+    let mut calls = Vec::new();
+    for line in log.lines() {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        let text = line["msg"].as_str().unwrap_or_default();
+        // A health check of the test itself.
+        if !text.contains("payload logged as") || line["grpc.method"] == "Check" {
+            continue;
+        }
+        let side = if text.starts_with("received") {
+            "request"
+        } else {
+            "response"
+        };
+        let content = line[format!("grpc.{side}.content")].as_str().unwrap();
+        let mut content: serde_json::Value = serde_json::from_str(content).unwrap_or_default();
+        blank(&mut content);
+        assert!(
+            line["peer.address"]
+                .as_str()
+                .unwrap()
+                .starts_with("127.0.0.1:"),
+            "{line}"
+        );
+        calls.push(format!(
+            "{text}: {} {} {} {content}",
+            line["grpc.service"],
+            line["grpc.method"],
+            line[format!("grpc.{side}.error")],
+        ));
+    }
+    calls
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_are_logged_as_by_etcds_proxy_and_without_secrets() {
+    within(async {
+        let mut logs = Vec::new();
+        for program in [Program::Etcd, subject()] {
+            let member = Member::start(subject()).await;
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("log");
+            let proxy = Proxy::spawn_with_log(
+                program,
+                &member.address(),
+                &["--experimental-enable-grpc-logging"],
+                std::fs::File::create(&path).unwrap().into(),
+            );
+            proxy.answers(&proxy.client()).await;
+            for line in [
+                "put a secret-value",
+                "put a secret-value --prev-kv --lease=0",
+                "get a b --limit=3 --order=DESCEND",
+                "get a --consistency=s",
+                "user add u:secret-word",
+                "user get none",
+                "user list",
+                "role add r",
+                "role grant-permission r readwrite a --prefix",
+                "role get r",
+                "del a --prev-kv",
+                "lease timetolive 7b",
+            ] {
+                proxy.control(line);
+            }
+            drop(proxy);
+            logs.push(std::fs::read_to_string(&path).unwrap());
+        }
+        let [theirs, ours] = [&logs[0], &logs[1]].map(|log| logged_calls(log));
+        // How often the test asked until the proxy answered is left out.
+        let from_first_put = |calls: Vec<String>| -> Vec<String> {
+            calls
+                .into_iter()
+                .skip_while(|call| !call.contains("\"Put\""))
+                .collect()
+        };
+        let (theirs, ours) = (from_first_put(theirs), from_first_put(ours));
+        assert!(theirs.len() >= 24, "{theirs:#?}");
+        assert_eq!(ours, theirs, "ours (left), etcd's (right)");
+        assert!(logs[0].contains("secret-word"), "{}", logs[0]);
+        if subject() == Program::MetaStore {
+            for secret in ["secret-value", "c2VjcmV0LXZhbHVl", "secret-word"] {
+                assert!(!logs[1].contains(secret), "{}", logs[1]);
+            }
+        }
     })
     .await;
 }

@@ -5,8 +5,6 @@
 //!   clientv3 does. Nobody knows whether a write was done, so writes are never repeated.
 //! * [`Watch`] goes on behind the last revision that it has seen.
 
-use std::collections::HashSet;
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -14,13 +12,14 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use http_body_util::{BodyExt, Full};
 use metastore_proto::etcdserverpb as pb;
+use metastore_proto::repeat::{is_lost, is_repeatable};
 use parking_lot::Mutex;
 use pb::watch_request::RequestUnion;
 use tokio_stream::StreamExt;
+use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::http::{Request, Response};
 use tonic::transport::Channel;
-use tonic::{Code, Status};
 use tower::{Service, ServiceExt};
 
 use crate::client::{Client, Target, TargetStream, root_cause};
@@ -31,25 +30,6 @@ const TRIES: usize = 100;
 const PAUSE: Duration = Duration::from_millis(25);
 /// Pause before a lost watch is opened again.
 const WATCH_PAUSE: Duration = Duration::from_millis(250);
-
-/// The calls that may be sent twice.
-static REPEATABLE: LazyLock<HashSet<&'static str>> = LazyLock::new(|| {
-    [
-        "/etcdserverpb.KV/Range",
-        "/etcdserverpb.Lease/LeaseTimeToLive",
-        "/etcdserverpb.Lease/LeaseLeases",
-        "/etcdserverpb.Cluster/MemberList",
-        "/etcdserverpb.Maintenance/Status",
-        "/etcdserverpb.Maintenance/HashKV",
-        "/etcdserverpb.Auth/AuthStatus",
-        "/etcdserverpb.Auth/Authenticate",
-        "/etcdserverpb.Auth/UserGet",
-        "/etcdserverpb.Auth/UserList",
-        "/etcdserverpb.Auth/RoleGet",
-        "/etcdserverpb.Auth/RoleList",
-    ]
-    .into()
-});
 
 /// The endpoints, in turn.
 pub struct Rotation {
@@ -106,26 +86,6 @@ impl Rotation {
     }
 }
 
-/// Whether a call failed because its member was lost, stops or has no leader, and not because of what it
-/// asked for.
-pub fn is_lost(status: &Status) -> bool {
-    match status.code() {
-        Code::Unavailable => true,
-        // A connection that broke in the middle.
-        Code::Unknown | Code::Internal | Code::Cancelled => {
-            let message = status.message();
-            [
-                "h2 protocol error",
-                "transport error",
-                "error reading a body",
-            ]
-            .iter()
-            .any(|text| message.contains(text))
-        }
-        _ => false,
-    }
-}
-
 /// A connection that repeats what may be repeated.
 #[derive(Clone)]
 pub struct Repeating(pub Channel);
@@ -143,7 +103,7 @@ impl Service<Request<Body>> for Repeating {
         // What was made ready is used, and a clone takes its place.
         let clone = self.0.clone();
         let mut channel = std::mem::replace(&mut self.0, clone);
-        if !REPEATABLE.contains(request.uri().path()) {
+        if !is_repeatable(request.uri().path()) {
             return Box::pin(channel.call(request));
         }
         Box::pin(async move {

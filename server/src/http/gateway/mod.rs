@@ -16,6 +16,9 @@ mod routes;
 mod transcode;
 mod websocket;
 
+pub(crate) use self::routes::messages_of;
+pub(crate) use self::transcode::decode_for_log;
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -187,6 +187,14 @@ fn route(service: &str, method: &str) -> Option<Route> {
     })
 }
 
+/// The messages of the method with this path in gRPC: what it is asked, what it answers.
+pub fn messages_of(grpc_path: &str) -> Option<(MessageDescriptor, MessageDescriptor)> {
+    let (service, name) = grpc_path.strip_prefix('/')?.split_once('/')?;
+    let service = POOL.get_service_by_name(service)?;
+    let method = service.methods().find(|method| method.name() == name)?;
+    Some((method.input(), method.output()))
+}
+
 /// What `path` leads to.
 pub fn find(path: &str) -> Option<&'static Route> {
     TABLE.get(path)

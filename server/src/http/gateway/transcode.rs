@@ -243,11 +243,45 @@ pub fn decode(
     out: &mut String,
 ) -> Result<(), prost::DecodeError> {
     let message = DynamicMessage::decode(descriptor.clone(), message)?;
-    write_message(&message, out);
+    write_message(&message, Style::Gateway, out);
     Ok(())
 }
 
-fn write_message(message: &DynamicMessage, out: &mut String) {
+/// Writes an encoded message for a log: with the names of protobuf's own JSON, and without what no log may hold.
+///
+/// # Errors
+/// When the bytes are no message.
+pub fn decode_for_log(
+    message: Bytes,
+    descriptor: &MessageDescriptor,
+) -> Result<String, prost::DecodeError> {
+    let message = DynamicMessage::decode(descriptor.clone(), message)?;
+    let mut out = String::new();
+    write_message(&message, Style::Log, &mut out);
+    Ok(out)
+}
+
+/// How messages are written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Style {
+    /// Names as in the `.proto` files.
+    Gateway,
+    /// Names as in protobuf's JSON; secrets and what users store are only mentioned.
+    Log,
+}
+
+/// Fields that no log may hold.
+const SECRETS: [&str; 5] = ["value", "blob", "password", "hashedPassword", "token"];
+
+fn write_secret(value: &Value, out: &mut String) {
+    let shown = match value {
+        Value::Bytes(value) => format!("({} bytes)", value.len()),
+        _ => "(removed)".to_owned(),
+    };
+    write_string(&shown, out);
+}
+
+fn write_message(message: &DynamicMessage, style: Style, out: &mut String) {
     out.push('{');
     let mut first = true;
     // In the order of the `.proto` file, as Go writes them.
@@ -258,8 +292,15 @@ fn write_message(message: &DynamicMessage, out: &mut String) {
         if !std::mem::take(&mut first) {
             out.push(',');
         }
-        write_string(field.name(), out);
+        match style {
+            Style::Gateway => write_string(field.name(), out),
+            Style::Log => write_string(field.json_name(), out),
+        }
         out.push(':');
+        if style == Style::Log && SECRETS.contains(&field.name()) {
+            write_secret(message.get_field(&field).as_ref(), out);
+            continue;
+        }
         match message.get_field(&field).as_ref() {
             Value::List(values) => {
                 out.push('[');
@@ -267,17 +308,17 @@ fn write_message(message: &DynamicMessage, out: &mut String) {
                     if position > 0 {
                         out.push(',');
                     }
-                    write_value(value, &field.kind(), out);
+                    write_value(value, &field.kind(), style, out);
                 }
                 out.push(']');
             }
-            value => write_value(value, &field.kind(), out),
+            value => write_value(value, &field.kind(), style, out),
         }
     }
     out.push('}');
 }
 
-fn write_value(value: &Value, kind: &Kind, out: &mut String) {
+fn write_value(value: &Value, kind: &Kind, style: Style, out: &mut String) {
     // Writing to a string cannot fail.
     let _ = match value {
         Value::Bool(value) => write!(out, "{value}"),
@@ -305,7 +346,7 @@ fn write_value(value: &Value, kind: &Kind, out: &mut String) {
             _ => write!(out, "{number}"),
         },
         Value::Message(message) => {
-            write_message(message, out);
+            write_message(message, style, out);
             Ok(())
         }
         // The API has no maps, and lists hold no lists.
@@ -501,6 +542,37 @@ mod tests {
             ),
         ] {
             assert_eq!(round(name, json).as_deref(), Ok(expected), "{json}");
+        }
+    }
+
+    #[test]
+    fn a_log_gets_no_value_and_no_secret() {
+        for (name, json, logged) in [
+            (
+                "etcdserverpb.PutRequest",
+                r#"{"key":"YQ==","value":"c2VjcmV0","prev_kv":true}"#,
+                r#"{"key":"YQ==","value":"(6 bytes)","prevKv":true}"#,
+            ),
+            (
+                "etcdserverpb.TxnRequest",
+                r#"{"compare":[{"target":"VALUE","key":"YQ==","value":"c2VjcmV0"}],"success":[{"request_range":{"key":"YQ==","limit":"3"}}]}"#,
+                r#"{"compare":[{"target":"VALUE","key":"YQ==","value":"(6 bytes)"}],"success":[{"requestRange":{"key":"YQ==","limit":"3"}}]}"#,
+            ),
+            (
+                "etcdserverpb.AuthUserAddRequest",
+                r#"{"name":"a","password":"secret","hashedPassword":"secret"}"#,
+                r#"{"name":"a","password":"(removed)","hashedPassword":"(removed)"}"#,
+            ),
+            (
+                "etcdserverpb.AuthenticateResponse",
+                r#"{"token":"secret"}"#,
+                r#"{"token":"(removed)"}"#,
+            ),
+        ] {
+            let descriptor = message(name);
+            let bytes = encode(json.as_bytes(), &descriptor).expect("JSON of the message");
+            let written = decode_for_log(bytes.into(), &descriptor);
+            assert_eq!(written.expect("the message"), logged, "{name}");
         }
     }
 

@@ -24,7 +24,7 @@ use crate::observe::traces::CallSpan;
 /// Number of gRPC codes.
 const CODES: usize = 17;
 /// Go's names of the codes, by number.
-const CODE_NAMES: [&str; CODES] = [
+pub const CODE_NAMES: [&str; CODES] = [
     "OK",
     "Canceled",
     "Unknown",

@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use metastore_proto::etcdserverpb as pb;
+use metastore_proto::repeat::is_lost;
 use tokio_stream::StreamExt;
 
 use super::{Command, Context, command};
 use crate::client::Client;
-use crate::failover::is_lost;
 use crate::failure::{ExitCode, Failure, status_text};
 use crate::flags::{Kind, flag};
 use crate::output::Format;
@@ -111,7 +111,7 @@ async fn revoke(context: Context) -> Result<(), Failure> {
         })?;
     context
         .printer
-        .sentence(&format!("lease {id:016x} revoked"), &answer)
+        .lease_revoke(&format!("lease {id:016x} revoked"), &answer)
 }
 
 async fn time_to_live(context: Context) -> Result<(), Failure> {

@@ -45,6 +45,13 @@ pub struct Command {
     pub run: Run,
 }
 
+impl Command {
+    /// Whether it needs no server: then variables cannot contradict flags.
+    fn is_offline(&self) -> bool {
+        ["version", "completion", "options"].contains(&self.path[0])
+    }
+}
+
 /// A command as a line of a table.
 const fn command(
     path: &'static [&'static str],
@@ -293,7 +300,7 @@ pub fn run(arguments: &[String]) -> Result<(), Failure> {
         write_stdout(command_help(command).as_bytes());
         return Ok(());
     }
-    read_environment(&mut arguments)?;
+    read_environment(&mut arguments, command.is_offline())?;
     let mut context = Context {
         printer: Printer::new(arguments.text("write-out"), arguments.boolean("hex"))?,
         options: ClientOptions::from_flags(&arguments)?,
@@ -312,13 +319,21 @@ pub fn run(arguments: &[String]) -> Result<(), Failure> {
     result
 }
 
-/// Global flags that were not given are taken from `ETCDCTL_…`.
-fn read_environment(arguments: &mut Arguments) -> Result<(), Failure> {
+/// Global flags that were not given are taken from `ETCDCTL_…`. As in etcdctl, nobody may be left to guess which
+/// of both counts.
+fn read_environment(arguments: &mut Arguments, is_offline: bool) -> Result<(), Failure> {
     for flag in GLOBAL_FLAGS {
+        let variable = flag.environment_variable();
+        if arguments.is_set(flag.name) && std::env::var_os(&variable).is_some() && !is_offline {
+            return Err(Failure::error(format!(
+                "conflicting environment variable {variable} is shadowed by corresponding command-line flag \
+                 (either unset environment variable or disable flag)"
+            )));
+        }
         if arguments.is_set(flag.name) || flag.name == "help" {
             continue;
         }
-        match std::env::var(flag.environment_variable()) {
+        match std::env::var(&variable) {
             Ok(value) if !value.is_empty() => arguments.set(flag, value)?,
             _ => {}
         }

@@ -243,6 +243,17 @@ impl Printer {
         Ok(())
     }
 
+    /// Lease revoke. The answer that clientv3 gives etcdctl has lost its form as a message.
+    pub fn lease_revoke(&self, sentence: &str, answer: &pb::LeaseRevokeResponse) -> Shown {
+        if self.format == Format::Protobuf {
+            return Err(Failure::new(
+                ExitCode::BadFeature,
+                "marshal unsupported for the answer to a revocation",
+            ));
+        }
+        self.sentence(sentence, answer)
+    }
+
     /// One renewal.
     pub fn lease_keep_alive(&self, answer: &pb::LeaseKeepAliveResponse) -> Shown {
         if self.format == Format::Protobuf {
