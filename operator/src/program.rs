@@ -124,6 +124,8 @@ pub(crate) fn impatient(config: &Config, answer_timeout: Duration) -> kube::Resu
     config.write_timeout = Some(answer_timeout);
     // The time in which nobody asked anything does not count.
     config.reset_reader_on_write = true;
+    // kube tries a refusal fifteen times in five minutes; a pass ends, says so, and is tried again in three seconds.
+    config.default_retry = false;
     Client::try_from(config)
 }
 
