@@ -40,7 +40,11 @@ pub struct CallLog {
 impl CallLog {
     /// The log of a call to the method with this path.
     pub fn new(path: &str, remote: Option<SocketAddr>) -> Self {
-        let (service, method) = path[1..].split_once('/').unwrap_or_default();
+        // A request like CONNECT has no path.
+        let (service, method) = path
+            .strip_prefix('/')
+            .and_then(|path| path.split_once('/'))
+            .unwrap_or_default();
         Self {
             service: service.to_owned(),
             method: method.to_owned(),
