@@ -16,6 +16,8 @@ use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
+use crate::patience::eventually;
+
 /// Longest wait for a TCP connection: everything is on this machine.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -132,6 +134,22 @@ impl Client {
         };
         let answer = self.kv.clone().range(request).await?.into_inner();
         Ok((answer.kvs.first().map(decode), revision(answer.header)))
+    }
+
+    /// Waits until this member's own state has a key.
+    ///
+    /// # Panics
+    ///
+    /// When it has not come within `limit`.
+    pub async fn until_it_has(&self, key: &'static str, limit: Duration) {
+        eventually("the member has the key", limit, || async {
+            let (pair, _) = self
+                .get_serializable(key)
+                .await
+                .map_err(|error| error.to_string())?;
+            pair.map(drop).ok_or_else(|| "not yet".to_owned())
+        })
+        .await;
     }
 
     /// This member's status.

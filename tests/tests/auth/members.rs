@@ -18,14 +18,7 @@ async fn clusters(voters: usize, with_learner: bool) -> Vec<Cluster> {
         }
         let (learner, _) = cluster.add_member(true).await;
         let client = cluster.members[learner].client();
-        eventually("the learner has the key", CHANGE_LIMIT, || async {
-            let (pair, _) = client
-                .get_serializable("r1")
-                .await
-                .map_err(|error| error.to_string())?;
-            pair.map(drop).ok_or_else(|| "not yet".to_owned())
-        })
-        .await;
+        client.until_it_has("r1", CHANGE_LIMIT).await;
         cluster
     });
     futures::future::join_all(started).await

@@ -18,6 +18,18 @@ const REQUEST_TIME: Duration = Duration::from_secs(7);
 /// etcd's reads wait for the one that is under way, too. A busy machine takes longer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(40);
 
+/// The requests of a watch that its client keeps open.
+fn watch_requests() -> impl futures::Stream<Item = pb::WatchRequest> + Send + 'static {
+    let create = pb::WatchCreateRequest {
+        key: "a".into(),
+        ..Default::default()
+    };
+    let create = pb::WatchRequest {
+        request_union: Some(pb::watch_request::RequestUnion::CreateRequest(create)),
+    };
+    futures::stream::iter([create]).chain(futures::stream::pending())
+}
+
 /// A cluster of three of which one member is left that knows that it has no leader.
 async fn left_alone(program: Program) -> Cluster {
     let mut cluster = Cluster::start(program, 3).await;
@@ -263,15 +275,7 @@ async fn ask_everything(client: &Client) -> BTreeMap<&'static str, String> {
         ("watch for those who demand a leader", {
             let mut watch = client.watch.clone();
             async move {
-                let create = pb::WatchCreateRequest {
-                    key: "a".into(),
-                    ..Default::default()
-                };
-                let create = pb::WatchRequest {
-                    request_union: Some(pb::watch_request::RequestUnion::CreateRequest(create)),
-                };
-                let requests = futures::stream::iter([create]).chain(futures::stream::pending());
-                let mut answers = watch.watch(demanding(requests)).await?.into_inner();
+                let mut answers = watch.watch(demanding(watch_requests())).await?.into_inner();
                 answers.message().await.map(|_| ())
             }
             .boxed()
@@ -279,15 +283,7 @@ async fn ask_everything(client: &Client) -> BTreeMap<&'static str, String> {
         ("watch", {
             let mut watch = client.watch.clone();
             async move {
-                let create = pb::WatchCreateRequest {
-                    key: "a".into(),
-                    ..Default::default()
-                };
-                let create = pb::WatchRequest {
-                    request_union: Some(pb::watch_request::RequestUnion::CreateRequest(create)),
-                };
-                let requests = futures::stream::iter([create]).chain(futures::stream::pending());
-                let mut answers = watch.watch(requests).await?.into_inner();
+                let mut answers = watch.watch(watch_requests()).await?.into_inner();
                 answers.message().await.map(|_| ())
             }
             .boxed()

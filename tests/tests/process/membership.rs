@@ -144,14 +144,7 @@ async fn a_learner_answers_only_serializable_reads() {
         cluster.members[0].client().put("a", "1").await.unwrap();
         let (index, _) = cluster.add_member(true).await;
         let client = cluster.members[index].client();
-        eventually("the learner has the key", CHANGE_LIMIT, || async {
-            let (pair, _) = client
-                .get_serializable("a")
-                .await
-                .map_err(|error| error.to_string())?;
-            pair.map(drop).ok_or_else(|| "not yet".to_owned())
-        })
-        .await;
+        client.until_it_has("a", CHANGE_LIMIT).await;
         let refused = "etcdserver: rpc not supported for learner";
         assert_eq!(client.get("a").await.unwrap_err().message(), refused);
         assert_eq!(client.put("a", "2").await.unwrap_err().message(), refused);
