@@ -1,6 +1,6 @@
 //! CPU, memory and disk of the measured processes, from `/proc`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -102,18 +102,27 @@ pub fn resident_bytes(pid: u32) -> (u64, u64) {
     (field("VmRSS:"), field("VmHWM:"))
 }
 
-/// Bytes allocated on disk for everything below `path`. Files that disappear meanwhile count as
-/// nothing.
+/// Bytes allocated on disk for everything below `path`. A file with several names counts once, files that
+/// disappear meanwhile count as nothing.
 pub fn disk_bytes(path: &Path) -> u64 {
+    disk_bytes_beside(path, &mut HashSet::new())
+}
+
+fn disk_bytes_beside(path: &Path, counted: &mut HashSet<u64>) -> u64 {
     let Ok(metadata) = fs::symlink_metadata(path) else {
         return 0;
     };
+    if !counted.insert(metadata.ino()) {
+        return 0;
+    }
     let own = metadata.blocks() * STAT_BLOCK_BYTES;
     if !metadata.is_dir() {
         return own;
     }
     let entries = fs::read_dir(path).into_iter().flatten().flatten();
-    own + entries.map(|entry| disk_bytes(&entry.path())).sum::<u64>()
+    own + entries
+        .map(|entry| disk_bytes_beside(&entry.path(), counted))
+        .sum::<u64>()
 }
 
 fn own_cpu() -> Duration {
@@ -206,7 +215,14 @@ mod tests {
             .sync_all()
             .unwrap();
         let bytes = disk_bytes(&directory);
+        fs::hard_link(
+            directory.join("below/file"),
+            directory.join("below/second-name"),
+        )
+        .unwrap();
+        let with_second_name = disk_bytes(&directory);
         fs::remove_dir_all(&directory).unwrap();
         assert!(bytes >= 100_000, "{bytes}");
+        assert!(with_second_name < bytes + 100_000, "{with_second_name}");
     }
 }
