@@ -159,13 +159,20 @@ impl RocksDbEngine {
 
     /// A property summed over all column families.
     fn sum(&self, name: &rocksdb::properties::PropName) -> Result<u64, EngineError> {
-        self.families().try_fold(0, |sum, family| {
-            let value = self
-                .db
-                .property_int_value_cf(family, name)
-                .map_err(self.failed("asking the database for its state"))?;
-            Ok(sum + value.unwrap_or(0))
-        })
+        self.families()
+            .try_fold(0, |sum, family| Ok(sum + self.family_property(family, name)?))
+    }
+
+    fn family_property(
+        &self,
+        family: &ColumnFamily,
+        name: &rocksdb::properties::PropName,
+    ) -> Result<u64, EngineError> {
+        let value = self
+            .db
+            .property_int_value_cf(family, name)
+            .map_err(self.failed("asking the database for its state"))?;
+        Ok(value.unwrap_or(0))
     }
 
     fn get(&self, family: &str, key: &[u8]) -> Result<Option<DBPinnableSlice<'_>>, EngineError> {
@@ -492,8 +499,12 @@ impl Engine for RocksDbEngine {
         let files = self.sum(properties::TOTAL_SST_FILES_SIZE)?;
         let memtables = self.sum(properties::CUR_SIZE_ALL_MEM_TABLES)?;
         let written = self.written_bytes.load(Ordering::Relaxed);
+        let latest = |name| self.family_property(self.family(LATEST), name);
+        let latest_bytes = latest(properties::ESTIMATE_LIVE_DATA_SIZE)?
+            + latest(properties::CUR_SIZE_ALL_MEM_TABLES)?.min(written);
         Ok(EngineSize {
             physical_bytes: files + memtables.min(written),
+            latest_bytes,
         })
     }
 

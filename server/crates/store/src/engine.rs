@@ -122,6 +122,9 @@ impl WriteBatch {
 pub struct EngineSize {
     /// Bytes that the engine occupies on disk, or in memory if it has no files.
     pub physical_bytes: u64,
+    /// Those of `physical_bytes` that hold the newest rows beside the history. They are needed as long as
+    /// their keys live, and what they repeat is counted once in the logical size: nothing gives them back.
+    pub latest_bytes: u64,
 }
 
 /// Visitor of a scan of `latest`: key and row. Break ends the scan.

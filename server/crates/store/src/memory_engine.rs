@@ -309,6 +309,7 @@ impl Engine for MemoryEngine {
         let bytes = self.bytes.load(Ordering::Relaxed);
         Ok(EngineSize {
             physical_bytes: u64::try_from(bytes).unwrap_or(0),
+            latest_bytes: 0,
         })
     }
 

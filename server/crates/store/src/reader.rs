@@ -115,8 +115,9 @@ pub struct StoreSize {
     /// quotas look at. Equal on members that have collected equally much; compaction alone makes it
     /// smaller.
     pub logical_bytes: u64,
-    /// Bytes that the engine occupies; never shown as less than the logical bytes, which compression
-    /// would do. Defragmentation makes it smaller.
+    /// Bytes that the engine occupies, without the newest rows that it keeps beside the history; never
+    /// shown as less than the logical bytes, which compression would do. What it has more than these is
+    /// what a defragmentation can give back.
     pub physical_bytes: u64,
 }
 
@@ -435,9 +436,11 @@ impl Reader {
     /// [`EngineError`] when the engine fails.
     pub fn size(&self) -> Result<StoreSize, EngineError> {
         let logical_bytes = self.logical_bytes() + EMPTY_STORE_BYTES;
+        let engine = self.shared.engine.size()?;
+        let physical_bytes = engine.physical_bytes.saturating_sub(engine.latest_bytes);
         Ok(StoreSize {
             logical_bytes,
-            physical_bytes: self.shared.engine.size()?.physical_bytes.max(logical_bytes),
+            physical_bytes: physical_bytes.max(logical_bytes),
         })
     }
 

@@ -570,7 +570,10 @@ const KEYS_AND_COMPACTION: &[Metric] = &[
         "etcd_mvcc_db_total_size_in_bytes",
         "Total size of the underlying database physically allocated in bytes.",
     )
-    .note("Files and memory tables of the engine."),
+    .note(
+        "Files and memory tables of the engine, without the newest rows that it keeps beside the history. What it \
+         has more than is in use is what a defragmentation can give back.",
+    ),
     gauge(
         "etcd_mvcc_db_total_size_in_use_in_bytes",
         "Total size of the underlying database logically in use in bytes.",

@@ -249,7 +249,6 @@ fn store(node: &Node, families: &mut Families) -> Result<(), EngineError> {
     let size = reader.size()?;
     let counters = reader.counters();
     // Status shows the same two sizes.
-    let physical = size.physical_bytes.max(size.logical_bytes);
     for (name, value) in [
         ("etcd_mvcc_range_total", counters.ranges),
         ("etcd_mvcc_put_total", counters.puts),
@@ -263,7 +262,7 @@ fn store(node: &Node, families: &mut Families) -> Result<(), EngineError> {
             "etcd_debugging_mvcc_db_compaction_keys_total",
             counters.collected_records,
         ),
-        ("etcd_mvcc_db_total_size_in_bytes", physical),
+        ("etcd_mvcc_db_total_size_in_bytes", size.physical_bytes),
         (
             "etcd_mvcc_db_total_size_in_use_in_bytes",
             size.logical_bytes,
