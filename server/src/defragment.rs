@@ -29,6 +29,7 @@ impl Node {
             "starting defragment"
         );
         let engine = reader.engine();
+        let engine_has_files = engine.is_persistent();
         METRICS.defragmentation_in_progress.set(1);
         let work = tokio::task::spawn_blocking(move || engine.compact_files()).await;
         METRICS.defragmentation_in_progress.set(0);
@@ -38,6 +39,10 @@ impl Node {
         match work {
             Ok(result) => result?,
             Err(_) => return Err(metastore_proto::error_text::EtcdError::Stopped.into()),
+        }
+        // Files that were rewritten stay on the disk as long as a snapshot links to them.
+        if engine_has_files {
+            self.consensus.replace_snapshot().await;
         }
         let after = reader.size()?;
         tracing::info!(

@@ -66,6 +66,16 @@ async fn defragment(client: &Client) {
     assert_eq!(answer.unwrap().into_inner().header, None);
 }
 
+/// The bytes of all files in the folders of this folder. What disappears meanwhile counts as nothing.
+fn bytes_in_folders_of(folder: &Path) -> u64 {
+    let entries = |folder: &Path| std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries(folder)
+        .flat_map(|folder| entries(&folder.path()))
+        .filter_map(|file| file.metadata().ok())
+        .map(|file| file.len())
+        .sum()
+}
+
 /// The status line and the body of a plain HTTP request.
 fn http_get(member: &Member, path: &str) -> (String, String) {
     let mut stream = std::net::TcpStream::connect(member.address()).unwrap();
@@ -239,6 +249,72 @@ async fn defragmentation_gives_space_back_while_the_member_serves() {
         assert!(after.db_size < 1_000_000, "{after:?}");
         assert!(after.db_size < compacted.db_size, "{compacted:?} {after:?}");
         member.assert_log_is_clean();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn small_values_leave_nothing_to_give_back_after_a_defragmentation() {
+    within(async {
+        let member = Member::start(subject()).await;
+        let client = member.client();
+        for batch in 0..100 {
+            let put = |number: u32| {
+                let value: Vec<u8> = std::iter::repeat_with(rand::random).take(150).collect();
+                pb::PutRequest {
+                    key: format!("key-{batch}-{number}").into(),
+                    value: value.into(),
+                    ..Default::default()
+                }
+            };
+            let operations = (0..100).map(|number| pb::RequestOp {
+                request: Some(pb::request_op::Request::RequestPut(put(number))),
+            });
+            let request = pb::TxnRequest {
+                success: operations.collect(),
+                ..Default::default()
+            };
+            client.kv.clone().txn(request).await.unwrap();
+        }
+        defragment(&client).await;
+        let status = client.status().await.unwrap();
+        assert!(status.db_size_in_use > 2_000_000, "{status:?}");
+        let free = status.db_size - status.db_size_in_use;
+        assert!(free * 5 < status.db_size, "{status:?}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_defragmentation_gives_back_what_a_snapshot_for_followers_holds() {
+    // Whether there is one, and where, is our own business.
+    within(async {
+        let member = MemberBuilder::new(Program::MetaStore)
+            .flag("--snapshot-count=30")
+            .start()
+            .await;
+        let client = member.client();
+        let snapshots = member.data_folder().join("member/snapshot");
+        let held_bytes = || bytes_in_folders_of(&snapshots);
+        eventually("a snapshot is built", TEST_LIMIT, || async {
+            let value: Vec<u8> = std::iter::repeat_with(rand::random).take(1 << 20).collect();
+            client.put("key", value).await.unwrap();
+            let held = held_bytes();
+            (held > 20 << 20)
+                .then_some(())
+                .ok_or(format!("{held} bytes"))
+        })
+        .await;
+        let (_, revision) = client.get("key").await.unwrap();
+        compact(&client, revision).await;
+        defragment(&client).await;
+        eventually("the snapshot is a new one", PATIENCE, || async {
+            let held = held_bytes();
+            (held < 5 << 20)
+                .then_some(())
+                .ok_or(format!("{held} bytes"))
+        })
+        .await;
     })
     .await;
 }

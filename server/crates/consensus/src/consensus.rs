@@ -306,6 +306,15 @@ impl Consensus {
         }
     }
 
+    /// Builds a snapshot in the place of the one that exists, which may hold files that the store has
+    /// rewritten since. Does not wait for it. No effect without a snapshot, or while one is built.
+    pub async fn replace_snapshot(&self) {
+        if self.inner.leadership.snapshot_index().is_some() {
+            // Fails only when the core has stopped.
+            let _ = self.inner.raft.trigger().snapshot().await;
+        }
+    }
+
     /// Stands for election at once: a new cluster has no leader that could be disturbed.
     pub async fn campaign(&self) {
         // Fails only when the core has stopped.
