@@ -826,6 +826,7 @@ async fn clients_of_other_languages_work() {
         ("run-python", "smoke_aetcd.py"),
         ("run-python", "smoke_etcd3.py"),
         ("run-python", "smoke_etcd3gw.py"),
+        ("run-python", "smoke_patroni.py"),
         ("run-node", "smoke.js"),
         ("run-java", "Smoke"),
     ];

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs etcd clients of other languages, once, from their public registries into the cache folder:
-# three for Python, one each for Node, Java and Rust. Prints the folder as its last line; in it are the
+# three and Patroni for Python, one each for Node, Java and Rust. Prints the folder as its last line; in it are the
 # commands `run-python`, `run-node` and `run-java`, each of which runs a program of tests/clients with its
 # libraries: `run-python smoke_aetcd.py host:port`, `run-node smoke.js host:port`, `run-java Smoke host:port`,
 # and `rust-example`, which is examples/rust.
