@@ -67,6 +67,7 @@ pub struct Load {
 #[derive(Debug)]
 struct Shared {
     endpoints: Vec<String>,
+    watched: Vec<String>,
     start: Instant,
     stop: AtomicBool,
     last_revision: AtomicU64,
@@ -87,8 +88,18 @@ impl Shared {
 impl Load {
     /// Starts clients over all endpoints, and one watcher for each endpoint.
     pub fn start(endpoints: Vec<String>, options: LoadOptions) -> Self {
+        Self::start_beside(endpoints.clone(), endpoints, options)
+    }
+
+    /// As [`start`](Self::start), with the watchers somewhere else: they need answers about their progress.
+    pub fn start_beside(
+        endpoints: Vec<String>,
+        watched: Vec<String>,
+        options: LoadOptions,
+    ) -> Self {
         let shared = Arc::new(Shared {
             endpoints,
+            watched,
             start: Instant::now(),
             stop: AtomicBool::new(false),
             last_revision: AtomicU64::new(u64::MAX),
@@ -98,7 +109,7 @@ impl Load {
         let clients = (0..options.clients)
             .map(|id| tokio::spawn(client(shared.clone(), id, options)))
             .collect();
-        let watchers = (0..shared.endpoints.len())
+        let watchers = (0..shared.watched.len())
             .map(|at| tokio::spawn(watcher(shared.clone(), at)))
             .collect();
         Self {
@@ -181,7 +192,7 @@ impl Load {
                 .expect("a watcher does not panic");
             watches.extend(seen);
         }
-        let record = watch_until(&self.shared, &self.shared.endpoints[0], 1)
+        let record = watch_until(&self.shared, &self.shared.watched[0], 1)
             .await
             .expect("a healthy member");
         let events = record
@@ -382,7 +393,7 @@ async fn watcher(shared: Arc<Shared>, at: usize) -> Vec<WatchRecord> {
     let mut records: Vec<WatchRecord> = Vec::new();
     let mut next = 1;
     loop {
-        let record = watch_until(&shared, &shared.endpoints[at], next).await;
+        let record = watch_until(&shared, &shared.watched[at], next).await;
         let complete = record.is_ok();
         let record = record.unwrap_or_else(|record| record);
         if let Some(last) = record

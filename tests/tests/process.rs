@@ -20,6 +20,8 @@ mod bad_input;
 mod disk;
 #[path = "process/grpc_proxy.rs"]
 mod grpc_proxy;
+#[path = "process/leasing.rs"]
+mod leasing;
 #[path = "process/limits.rs"]
 mod limits;
 #[path = "process/membership.rs"]

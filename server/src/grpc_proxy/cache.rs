@@ -25,8 +25,26 @@ pub struct Interval {
 }
 
 impl Interval {
+    /// Only this key.
+    pub fn of_key(key: &Bytes) -> Self {
+        Self {
+            key: key.clone(),
+            range_end: Bytes::new(),
+        }
+    }
+
+    /// Whether it is a range of keys.
+    pub fn is_range(&self) -> bool {
+        !self.range_end.is_empty()
+    }
+
+    /// Whether it has the key.
+    pub fn contains(&self, key: &Bytes) -> bool {
+        self.overlaps(&Self::of_key(key))
+    }
+
     /// Whether a key is in both.
-    fn overlaps(&self, other: &Self) -> bool {
+    pub fn overlaps(&self, other: &Self) -> bool {
         self.begins_before_the_end_of(other) && other.begins_before_the_end_of(self)
     }
 

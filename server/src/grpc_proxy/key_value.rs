@@ -1,8 +1,6 @@
-//! The key-value service: namespace, cache, and order of revisions.
+//! The key-value service: what is answered here, and what the cluster is asked.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -12,61 +10,41 @@ use http_body_util::StreamBody;
 use metastore_proto::error_text::EtcdError;
 use metastore_proto::etcdserverpb::{
     CompactionRequest, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
-    RangeRequest, RangeResponse, RangeStreamResponse, RequestOp, TxnRequest, TxnResponse,
-    request_op::Request,
+    RangeRequest, RangeStreamResponse, RequestOp, TxnRequest, request_op::Request,
 };
 use prost::Message;
 use tonic::Status;
 use tonic::body::Body;
 
 use super::cache::{Cache, Interval, Kept, Question};
+use super::cluster_keys::{ClusterKeys, decode, encode};
+use super::leasing::{Leasing, is_anonymous};
 use super::metrics::ProxyMetrics;
-use super::namespace::Namespace;
-use super::upstream::{Upstream, told, trailers};
+use super::upstream::{told, trailers};
 use crate::observe::metrics::grpc::method;
 use crate::rpc::in_process::{Answers, framed, one_message};
 use crate::rpc::unary::ResponseBody;
 
-/// How often each endpoint is asked for a newer revision; clientv3's number.
-const ORDER_TRIES_PER_ENDPOINT: usize = 5;
-/// Pause between two such questions.
-const ORDER_PAUSE: Duration = Duration::from_millis(10);
-/// clientv3's text.
-const NO_GREATER_REVISION: &str =
-    "etcdclient: no cluster members have a revision higher than the previously received revision";
-
 /// Answers key-value calls.
 pub struct KeyValueProxy {
-    upstream: Arc<Upstream>,
-    namespace: Namespace,
+    keys: Arc<ClusterKeys>,
+    /// Keys that this proxy owns: `--experimental-leasing-prefix`.
+    leasing: Option<Arc<Leasing>>,
     cache: Cache,
-    /// The highest revision that a read has shown; nothing: reads may go back.
-    shown_revision: Option<AtomicI64>,
     metrics: ProxyMetrics,
 }
 
-fn decode<M: Message + Default>(message: Bytes) -> Result<M, Status> {
-    M::decode(message)
-        .map_err(|error| Status::internal(format!("grpc: error unmarshalling request: {error}")))
-}
-
-fn encode(message: &impl Message) -> Bytes {
-    message.encode_to_vec().into()
-}
-
 impl KeyValueProxy {
-    /// With `keeps_order`, serializable reads do not go back: `--experimental-serializable-ordering`.
+    /// Asks the cluster, or for keys that it owns `leasing`.
     pub fn new(
-        upstream: Arc<Upstream>,
-        namespace: Namespace,
-        keeps_order: bool,
+        keys: Arc<ClusterKeys>,
+        leasing: Option<Arc<Leasing>>,
         metrics: ProxyMetrics,
     ) -> Self {
         Self {
-            upstream,
-            namespace,
+            keys,
+            leasing,
             cache: Cache::default(),
-            shown_revision: keeps_order.then(AtomicI64::default),
             metrics,
         }
     }
@@ -81,9 +59,9 @@ impl KeyValueProxy {
             return Err(EtcdError::EmptyKey.into());
         }
         // What one client may read is not for another one.
-        let is_anonymous = !headers.contains_key("token") && !headers.contains_key("authorization");
+        let is_anonymous = is_anonymous(headers);
         if !is_anonymous {
-            return self.read(headers, request, message).await;
+            return self.read(headers, request, message, is_anonymous).await;
         }
         let question = question(&request);
         if request.serializable {
@@ -100,7 +78,7 @@ impl KeyValueProxy {
             }
         }
         let read = self.cache.begin(question);
-        let answer = self.read(headers, request, message).await?;
+        let answer = self.read(headers, request, message, is_anonymous).await?;
         read.answered(&answer);
         self.count_keys();
         Ok(answer)
@@ -109,43 +87,15 @@ impl KeyValueProxy {
     async fn read(
         &self,
         headers: &HeaderMap,
-        mut request: RangeRequest,
+        request: RangeRequest,
         message: Bytes,
+        is_anonymous: bool,
     ) -> Result<Bytes, Status> {
-        let message = match self.namespace.is_empty() {
-            true => message,
-            false => {
-                self.namespace.range(&mut request)?;
-                encode(&request)
-            }
-        };
-        let answer = self.ordered(headers, message).await?;
-        if self.namespace.is_empty() {
-            return Ok(answer);
+        match &self.leasing {
+            // Reads of whom the cluster knows are its own to permit.
+            Some(leasing) if is_anonymous => Ok(encode(&leasing.range(headers, request).await?)),
+            _ => self.keys.range_encoded(headers, request, message).await,
         }
-        let mut answer: RangeResponse = decode(answer)?;
-        self.namespace.strip_range(&mut answer);
-        Ok(encode(&answer))
-    }
-
-    /// Asks again as long as the answer is older than what was shown before.
-    async fn ordered(&self, headers: &HeaderMap, message: Bytes) -> Result<Bytes, Status> {
-        let path = method::RANGE.path();
-        let Some(shown) = &self.shown_revision else {
-            return self.upstream.unary(path, headers, message).await;
-        };
-        let before = shown.load(Ordering::Acquire);
-        for _ in 0..ORDER_TRIES_PER_ENDPOINT * self.upstream.endpoint_count() + 1 {
-            let answer = self.upstream.unary(path, headers, message.clone()).await?;
-            let response: RangeResponse = decode(answer.clone())?;
-            let revision = response.header.map_or(0, |header| header.revision);
-            if revision >= before {
-                shown.fetch_max(revision, Ordering::AcqRel);
-                return Ok(answer);
-            }
-            tokio::time::sleep(ORDER_PAUSE).await;
-        }
-        Err(Status::unknown(NO_GREATER_REVISION))
     }
 
     /// Answers `RangeStream`.
@@ -158,16 +108,16 @@ impl KeyValueProxy {
         message: Bytes,
     ) -> Result<Response<Body>, Status> {
         let mut request: RangeRequest = decode(message)?;
-        if !self.namespace.is_empty() {
-            self.namespace.range(&mut request)?;
+        if !self.keys.namespace.is_empty() {
+            self.keys.namespace.range(&mut request)?;
         }
         let path = method::RANGE_STREAM.path();
         let body = one_message(&request);
-        let response = self.upstream.stream(path, headers, body).await?;
-        if self.namespace.is_empty() {
+        let response = self.keys.upstream.stream(path, headers, body).await?;
+        if self.keys.namespace.is_empty() {
             return Ok(response.map(super::upstream::Told).map(Body::new));
         }
-        let namespace = self.namespace.clone();
+        let namespace = self.keys.namespace.clone();
         Ok(response.map(|body| {
             let answers = Answers::new(Response::new(ResponseBody::Tonic(body)));
             let frames = answers
@@ -195,21 +145,24 @@ impl KeyValueProxy {
     /// The cluster's.
     pub async fn put(&self, headers: &HeaderMap, message: Bytes) -> Result<Bytes, Status> {
         let mut request: PutRequest = decode(message.clone())?;
-        let interval = Interval {
-            key: request.key.clone(),
-            range_end: Bytes::new(),
-        };
+        let interval = Interval::of_key(&request.key);
         let path = method::PUT.path();
-        if self.namespace.is_empty() {
-            return self.change(path, headers, message, &[interval]).await;
-        }
-        self.namespace.put(&mut request)?;
-        let answer = self
-            .change(path, headers, encode(&request), &[interval])
-            .await?;
-        let mut answer: PutResponse = decode(answer)?;
-        self.namespace.strip_put(&mut answer);
-        Ok(encode(&answer))
+        let namespace = &self.keys.namespace;
+        let asked = async {
+            if let Some(leasing) = &self.leasing {
+                return Ok(encode(&leasing.put(headers, request).await?));
+            }
+            if namespace.is_empty() {
+                return self.keys.upstream.unary(path, headers, message).await;
+            }
+            namespace.put(&mut request)?;
+            let message = encode(&request);
+            let answer = self.keys.upstream.unary(path, headers, message).await?;
+            let mut answer: PutResponse = decode(answer)?;
+            namespace.strip_put(&mut answer);
+            Ok(encode(&answer))
+        };
+        self.change(asked, &[interval]).await
     }
 
     /// Answers `DeleteRange`.
@@ -223,16 +176,22 @@ impl KeyValueProxy {
             range_end: request.range_end.clone(),
         };
         let path = method::DELETE_RANGE.path();
-        if self.namespace.is_empty() {
-            return self.change(path, headers, message, &[interval]).await;
-        }
-        self.namespace.delete_range(&mut request)?;
-        let answer = self
-            .change(path, headers, encode(&request), &[interval])
-            .await?;
-        let mut answer: DeleteRangeResponse = decode(answer)?;
-        self.namespace.strip_delete_range(&mut answer);
-        Ok(encode(&answer))
+        let namespace = &self.keys.namespace;
+        let asked = async {
+            if let Some(leasing) = &self.leasing {
+                return Ok(encode(&leasing.delete_range(headers, request).await?));
+            }
+            if namespace.is_empty() {
+                return self.keys.upstream.unary(path, headers, message).await;
+            }
+            namespace.delete_range(&mut request)?;
+            let message = encode(&request);
+            let answer = self.keys.upstream.unary(path, headers, message).await?;
+            let mut answer: DeleteRangeResponse = decode(answer)?;
+            namespace.strip_delete_range(&mut answer);
+            Ok(encode(&answer))
+        };
+        self.change(asked, &[interval]).await
     }
 
     /// Answers `Txn`.
@@ -240,20 +199,20 @@ impl KeyValueProxy {
     /// # Errors
     /// The cluster's.
     pub async fn txn(&self, headers: &HeaderMap, message: Bytes) -> Result<Bytes, Status> {
-        let mut request: TxnRequest = decode(message.clone())?;
+        let request: TxnRequest = decode(message.clone())?;
         let mut changed = Vec::new();
         note_changes(&request, &mut changed);
-        let path = method::TXN.path();
-        if self.namespace.is_empty() {
-            return self.change(path, headers, message, &changed).await;
-        }
-        self.namespace.txn(&mut request)?;
-        let answer = self
-            .change(path, headers, encode(&request), &changed)
-            .await?;
-        let mut answer: TxnResponse = decode(answer)?;
-        self.namespace.strip_txn(&mut answer);
-        Ok(encode(&answer))
+        let asked = async {
+            if let Some(leasing) = &self.leasing {
+                return Ok(encode(&leasing.txn(headers, request).await?));
+            }
+            if self.keys.namespace.is_empty() {
+                let path = method::TXN.path();
+                return self.keys.upstream.unary(path, headers, message).await;
+            }
+            Ok(encode(&self.keys.txn(headers, request).await?))
+        };
+        self.change(asked, &changed).await
     }
 
     /// Answers `Compact`.
@@ -263,23 +222,21 @@ impl KeyValueProxy {
     pub async fn compact(&self, headers: &HeaderMap, message: Bytes) -> Result<Bytes, Status> {
         let request: CompactionRequest = decode(message.clone())?;
         let path = method::COMPACT.path();
-        let answer = self.upstream.unary(path, headers, message).await?;
+        let answer = self.keys.upstream.unary(path, headers, message).await?;
         self.cache.compact(request.revision);
         Ok(answer)
     }
 
     async fn change(
         &self,
-        path: &str,
-        headers: &HeaderMap,
-        message: Bytes,
+        asked: impl Future<Output = Result<Bytes, Status>>,
         changed: &[Interval],
     ) -> Result<Bytes, Status> {
         let change = Change {
             cache: &self.cache,
             changed,
         };
-        let answer = self.upstream.unary(path, headers, message).await;
+        let answer = asked.await;
         drop(change);
         self.count_keys();
         answer
@@ -329,10 +286,7 @@ fn note_changes(request: &TxnRequest, changed: &mut Vec<Interval>) {
     }));
     for RequestOp { request } in request.success.iter().chain(&request.failure) {
         match request {
-            Some(Request::RequestPut(put)) => changed.push(Interval {
-                key: put.key.clone(),
-                range_end: Bytes::new(),
-            }),
+            Some(Request::RequestPut(put)) => changed.push(Interval::of_key(&put.key)),
             Some(Request::RequestDeleteRange(delete)) => changed.push(Interval {
                 key: delete.key.clone(),
                 range_end: delete.range_end.clone(),

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::HeaderMap;
 use metastore_proto::etcdserverpb::{
-    LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse, Member,
-    MemberListResponse, PutRequest, PutResponse, RangeRequest, RangeResponse, WatchCreateRequest,
+    LeaseGrantRequest, LeaseGrantResponse, Member, MemberListResponse, PutRequest, PutResponse,
+    RangeRequest, RangeResponse, WatchCreateRequest,
 };
 use metastore_proto::mvccpb::event::EventType;
 use parking_lot::Mutex;
@@ -25,8 +25,6 @@ use tonic::Status;
 use super::namespace::Namespace;
 use super::upstream::Upstream;
 use crate::observe::metrics::grpc::method;
-use crate::rpc::in_process::{Answers, one_message};
-use crate::rpc::unary::ResponseBody;
 
 /// Pause before another attempt; etcd makes one each second.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -204,7 +202,7 @@ impl Members {
         let mut renewed = Instant::now();
         while renewed.elapsed() < life {
             tokio::time::sleep(life / 3).await;
-            match tokio::time::timeout(life, self.renew(id)).await {
+            match tokio::time::timeout(life, self.upstream.renew_lease(id)).await {
                 Ok(Ok(0)) => return,
                 Ok(Ok(_)) => renewed = Instant::now(),
                 Ok(Err(error)) => {
@@ -212,19 +210,6 @@ impl Members {
                 }
                 Err(_) => {}
             }
-        }
-    }
-
-    async fn renew(&self, id: i64) -> Result<i64, Status> {
-        let path = method::LEASE_KEEP_ALIVE.path();
-        let body = one_message(&LeaseKeepAliveRequest { id });
-        let response = self.upstream.stream(path, &HeaderMap::new(), body).await?;
-        let mut answers = Answers::new(response.map(ResponseBody::Tonic));
-        match answers.next_message().await {
-            Some(message) => LeaseKeepAliveResponse::decode(message?)
-                .map(|answer| answer.ttl)
-                .map_err(|error| Status::internal(error.to_string())),
-            None => Err(Status::unavailable("the stream ended")),
         }
     }
 

@@ -11,8 +11,10 @@
 
 mod cache;
 mod call_log;
+mod cluster_keys;
 mod http;
 mod key_value;
+mod leasing;
 mod members;
 mod metrics;
 mod namespace;
@@ -44,8 +46,10 @@ use tonic::Status;
 use tonic::body::Body;
 
 use self::call_log::CallLog;
+use self::cluster_keys::ClusterKeys;
 use self::http::HttpProxy;
 use self::key_value::KeyValueProxy;
+use self::leasing::Leasing;
 use self::members::{MemberOptions, Members};
 use self::metrics::ProxyMetrics;
 use self::namespace::Namespace;
@@ -366,13 +370,17 @@ impl Proxy {
                 Some(Upstream::new(&[url.to_owned()], dial)?)
             }
         };
+        let keys = Arc::new(ClusterKeys::new(
+            Arc::clone(upstream),
+            namespace.clone(),
+            options.experimental_serializable_ordering,
+        ));
+        let leasing = match options.experimental_leasing_prefix.as_str() {
+            "" => None,
+            prefix => Some(Leasing::start(Arc::clone(&keys), prefix)),
+        };
         Ok(Self {
-            key_value: KeyValueProxy::new(
-                Arc::clone(upstream),
-                namespace.clone(),
-                options.experimental_serializable_ordering,
-                metrics.clone(),
-            ),
+            key_value: KeyValueProxy::new(keys, leasing, metrics.clone()),
             members: Members::new(
                 Arc::clone(upstream),
                 namespace.clone(),

@@ -25,6 +25,16 @@ impl Namespace {
         Self(Bytes::copy_from_slice(prefix.as_bytes()))
     }
 
+    /// A namespace inside of this one.
+    pub fn inside(&self, prefix: &Self) -> Self {
+        Self(self.key(&prefix.0))
+    }
+
+    /// All keys that are in it, as a key and the end of a range.
+    pub fn everything(&self) -> (Bytes, Bytes) {
+        (self.0.clone(), self.end())
+    }
+
     /// Whether keys are the same on both sides.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

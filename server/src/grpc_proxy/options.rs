@@ -114,7 +114,7 @@ pub struct Options {
     /// Ensure serializable reads have monotonically increasing store revisions across endpoints.
     #[arg(long, action = Set, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true")]
     pub experimental_serializable_ordering: bool,
-    /// leasing metadata prefix for disconnected linearized reads. Not supported.
+    /// leasing metadata prefix for disconnected linearized reads.
     #[arg(long, default_value = "")]
     pub experimental_leasing_prefix: String,
     /// logging all grpc requests and responses, without values, passwords and tokens
@@ -181,9 +181,6 @@ impl Options {
             );
         }
         check_cipher_suite_names(&self.cipher_suites())?;
-        if !self.experimental_leasing_prefix.is_empty() {
-            return Err("--experimental-leasing-prefix is not supported yet".to_owned());
-        }
         Ok(())
     }
 
@@ -304,7 +301,6 @@ mod tests {
                 ],
                 "cipher suites cannot be configured when only TLS1.3 is enabled",
             ),
-            (&["--experimental-leasing-prefix=a"], "not supported yet"),
             (&["--no-such-flag"], "unexpected argument"),
         ] {
             let Err(error) = parse(arguments) else {

@@ -20,7 +20,8 @@ use http_body::{Body as HttpBody, Frame};
 use hyper_util::rt::TokioIo;
 use metastore_consensus::BoxedStream;
 use metastore_proto::etcdserverpb::{
-    WatchCreateRequest, WatchRequest, WatchResponse, watch_request::RequestUnion,
+    LeaseKeepAliveRequest, LeaseKeepAliveResponse, WatchCreateRequest, WatchRequest, WatchResponse,
+    watch_request::RequestUnion,
 };
 use metastore_proto::repeat::{is_broken, is_lost, is_repeatable};
 use parking_lot::Mutex;
@@ -221,6 +222,23 @@ impl Upstream {
         let message = request.encode_to_vec().into();
         let answer = self.unary(path, &HeaderMap::new(), message).await?;
         A::decode(answer).map_err(|error| Status::internal(error.to_string()))
+    }
+
+    /// Renews a lease of the proxy itself; returns how many seconds it lives on, 0 when it has ended.
+    ///
+    /// # Errors
+    /// As [`Self::stream`].
+    pub async fn renew_lease(&self, id: i64) -> Result<i64, Status> {
+        let path = method::LEASE_KEEP_ALIVE.path();
+        let body = one_message(&LeaseKeepAliveRequest { id });
+        let response = self.stream(path, &HeaderMap::new(), body).await?;
+        let mut answers = Answers::new(response.map(ResponseBody::Tonic));
+        match answers.next_message().await {
+            Some(message) => LeaseKeepAliveResponse::decode(message?)
+                .map(|answer| answer.ttl)
+                .map_err(|error| Status::internal(error.to_string())),
+            None => Err(Status::unavailable("the stream ended")),
+        }
     }
 
     /// Opens a watch.

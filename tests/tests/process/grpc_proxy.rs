@@ -29,9 +29,9 @@ const LIMIT: Duration = Duration::from_secs(20);
 const TTL_SECONDS: &str = "3";
 
 /// A running proxy.
-struct Proxy {
-    child: Child,
-    address: String,
+pub struct Proxy {
+    pub child: Child,
+    pub address: String,
 }
 
 impl Drop for Proxy {
@@ -59,7 +59,7 @@ impl Proxy {
         Self { child, address }
     }
 
-    async fn start(program: Program, endpoints: &str, flags: &[&str]) -> Self {
+    pub async fn start(program: Program, endpoints: &str, flags: &[&str]) -> Self {
         let proxy = Self::spawn(program, endpoints, flags);
         proxy.answers(&proxy.client()).await;
         proxy
@@ -75,8 +75,12 @@ impl Proxy {
         .await;
     }
 
-    fn client(&self) -> Client {
-        Client::new(&format!("http://{}", self.address))
+    pub fn client(&self) -> Client {
+        Client::new(&self.endpoint())
+    }
+
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
     }
 
     /// What etcdctl says, without the address.
@@ -646,7 +650,7 @@ async fn a_serializable_read_may_be_kept_and_a_write_ends_that() {
 }
 
 /// A token for a user with this password.
-async fn token(client: &Client, name: &str) -> String {
+pub async fn token(client: &Client, name: &str) -> String {
     let request = pb::AuthenticateRequest {
         name: name.to_owned(),
         password: "secret".to_owned(),
@@ -655,7 +659,7 @@ async fn token(client: &Client, name: &str) -> String {
     auth.authenticate(request).await.unwrap().into_inner().token
 }
 
-fn with_token<T>(message: T, token: &str) -> Request<T> {
+pub fn with_token<T>(message: T, token: &str) -> Request<T> {
     let mut request = Request::new(message);
     request
         .metadata_mut()
