@@ -552,6 +552,10 @@ async fn a_proxy_that_is_gone_owns_its_keys_until_its_lease_ends() {
 /// The life of a lease passes: this takes a minute.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_proxy_that_slept_longer_than_its_lease_shows_nothing_old() {
+    if subject() == Program::Etcd {
+        // It answers before it notices.
+        return;
+    }
     within(async {
         let member = Member::start(subject()).await;
         let direct = member.client();
@@ -580,6 +584,10 @@ async fn a_proxy_that_slept_longer_than_its_lease_shows_nothing_old() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_proxy_whose_lease_is_revoked_owns_keys_under_another_one() {
+    if subject() == Program::Etcd {
+        // It learns of it when it renews the lease, and shows what it knew until then.
+        return;
+    }
     within(async {
         let member = Member::start(subject()).await;
         let direct = member.client();
@@ -670,6 +678,10 @@ async fn claims_are_in_the_namespace() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_users_read_is_not_kept_and_what_they_write_is_seen() {
+    if subject() == Program::Etcd {
+        // What it has read once it shows to everybody.
+        return;
+    }
     within(async {
         let member = Member::start(subject()).await;
         let direct = member.client();

@@ -278,8 +278,12 @@ async fn a_cluster_of_another_version_is_not_joined() {
         let peer = fake_peer(url.clone(), "3.7.0", "false").await;
         let members = vec![("old".to_owned(), peer), ("joining".to_owned(), url)];
         let mut member = builder.joining(members).spawn();
+        let first_file = match subject() {
+            Program::Etcd => "member/wal",
+            Program::MetaStore => "member/identity.json",
+        };
         eventually("it goes on", Duration::from_secs(20), || async {
-            match member.data_folder().join("member/identity.json").is_file() {
+            match member.data_folder().join(first_file).exists() {
                 true => Ok(()),
                 false => Err("it does not know yet who it is".to_owned()),
             }
