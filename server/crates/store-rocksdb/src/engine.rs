@@ -159,8 +159,9 @@ impl RocksDbEngine {
 
     /// A property summed over all column families.
     fn sum(&self, name: &rocksdb::properties::PropName) -> Result<u64, EngineError> {
-        self.families()
-            .try_fold(0, |sum, family| Ok(sum + self.family_property(family, name)?))
+        self.families().try_fold(0, |sum, family| {
+            Ok(sum + self.family_property(family, name)?)
+        })
     }
 
     fn family_property(
