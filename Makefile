@@ -81,4 +81,4 @@ e2e-object-stores: ## backups into S3 and Azure, against servers of their protoc
 
 .PHONY: e2e-nodes
 e2e-nodes: kubernetes-tools ## the operator on a real Kubernetes with nodes that run containers; needs root
-	@$(ENVIRONMENT); cargo build --workspace --bins; tests/kubernetes/nodes.sh
+	@$(ENVIRONMENT); cargo build --workspace --bins --tests; tests/kubernetes/nodes.sh
