@@ -15,7 +15,7 @@ use rocksdb::compaction_filter::{CompactionFilter, Decision};
 use rocksdb::compaction_filter_factory::{CompactionFilterContext, CompactionFilterFactory};
 
 /// Bytes of rows that are rewritten in a second while requests write little. At 128 MiB/s the p99 of 1000 puts per
-/// second was 3 to 8 times that of before, on two cores of a virtual machine; paced, 1.9 times (docs/performance.md).
+/// second was 3 to 8 times that of before, on two cores of a virtual machine. docs/performance.md has what is left.
 const BYTES_PER_SECOND: u64 = 32 << 20;
 /// And so many more for each byte that requests write: their tables must not pile up behind the rewriting.
 const BYTES_PER_WRITTEN_BYTE: u64 = 4;
