@@ -40,10 +40,10 @@ use metastore_proto::etcdserverpb::{
 };
 use metastore_proto::mvccpb::event::EventType;
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tonic::{Code, Status};
 
-use self::ownership::{Acquired, Claim, Outcome, Ownership, Step, shown};
+use self::ownership::{Acquired, Claim, OWNED_KEYS_MAX, Outcome, Ownership, Step, shown};
 use super::cache::Interval;
 use super::cluster_keys::ClusterKeys;
 use super::namespace::Namespace;
@@ -69,7 +69,9 @@ pub struct Leasing {
     claims: Namespace,
     ownership: Mutex<Ownership>,
     /// Claims to give up, for the session.
-    given_up: mpsc::UnboundedSender<Claim>,
+    given_up: mpsc::Sender<Claim>,
+    /// More is to be given up than the session remembers: it ends, and all claims with it.
+    too_many_given_up: Notify,
 }
 
 fn operation(request: Request) -> RequestOp {
@@ -147,7 +149,7 @@ fn is_plain(request: &RangeRequest) -> bool {
 impl Leasing {
     /// Answers calls at once, and owns keys as soon as the cluster lets it.
     pub fn start(keys: Arc<ClusterKeys>, prefix: &str) -> Arc<Self> {
-        let (given_up, to_give_up) = mpsc::unbounded_channel();
+        let (given_up, to_give_up) = mpsc::channel(OWNED_KEYS_MAX);
         let prefix = Namespace::new(prefix);
         let leasing = Arc::new(Self {
             claims: keys.namespace.inside(&prefix),
@@ -155,6 +157,7 @@ impl Leasing {
             prefix,
             ownership: Mutex::default(),
             given_up,
+            too_many_given_up: Notify::new(),
         });
         tokio::spawn(Arc::clone(&leasing).run(to_give_up));
         leasing
@@ -288,8 +291,9 @@ impl Leasing {
 
     fn give_up(&self, claims: Vec<Claim>) {
         for claim in claims {
-            // The session ends with the process only.
-            let _ = self.given_up.send(claim);
+            if self.given_up.try_send(claim).is_err() {
+                self.too_many_given_up.notify_one();
+            }
         }
     }
 

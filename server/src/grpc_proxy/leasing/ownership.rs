@@ -24,7 +24,7 @@ use super::super::cache::Interval;
 /// For how long a key that another proxy wanted is left alone; etcd's number.
 const LEFT_ALONE_FOR: Duration = Duration::from_secs(2);
 /// Keys that are owned at most; etcd has no limit. One more, and some other is given back.
-const OWNED_KEYS_MAX: usize = 16_384;
+pub const OWNED_KEYS_MAX: usize = 16_384;
 /// Bytes of what they hold together.
 const OWNED_BYTES_MAX: usize = 64 << 20;
 /// A longer value is read anew each time.

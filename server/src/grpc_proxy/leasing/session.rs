@@ -30,6 +30,8 @@ const LEASE_SECONDS: i64 = 60;
 const RENEWALS_PER_LIFE: u32 = 3;
 /// Longest wait for an answer to a call of the session itself.
 const CALL_LIMIT: Duration = Duration::from_secs(10);
+/// Claims that are given up at the same time.
+const GIVE_BACKS_AT_ONCE: usize = 64;
 /// Pause before something that failed is tried again.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// Pause before another session is tried, at most: a cluster that asks for names takes none.
@@ -41,7 +43,7 @@ fn too_late() -> Status {
 
 impl Leasing {
     /// Keeps a session for ever.
-    pub(super) async fn run(self: Arc<Self>, mut to_give_up: mpsc::UnboundedReceiver<Claim>) {
+    pub(super) async fn run(self: Arc<Self>, mut to_give_up: mpsc::Receiver<Claim>) {
         let mut pause = RETRY_PAUSE;
         loop {
             let begun = Instant::now();
@@ -56,10 +58,7 @@ impl Leasing {
     }
 
     /// Owns keys under one lease, until it cannot any more; says why.
-    async fn session(
-        &self,
-        to_give_up: &mut mpsc::UnboundedReceiver<Claim>,
-    ) -> Result<Infallible, Status> {
+    async fn session(&self, to_give_up: &mut mpsc::Receiver<Claim>) -> Result<Infallible, Status> {
         let asked = Instant::now();
         let grant = LeaseGrantRequest {
             ttl: LEASE_SECONDS,
@@ -81,6 +80,9 @@ impl Leasing {
             ended = self.follow(granted.id, begin) => ended,
             ended = self.renew(granted.id, asked + life, life) => ended,
             ended = self.give_back_all(to_give_up) => ended,
+            () = self.too_many_given_up.notified() => {
+                Err(Status::resource_exhausted("too many keys are to be given up"))
+            }
         };
         self.ownership.lock().end_session();
         // Nobody is to wait for the rest of its life. If this fails, they do.
@@ -220,12 +222,12 @@ impl Leasing {
     /// Deletes claims that are to be given up. Ends when the cluster refuses it.
     async fn give_back_all(
         &self,
-        to_give_up: &mut mpsc::UnboundedReceiver<Claim>,
+        to_give_up: &mut mpsc::Receiver<Claim>,
     ) -> Result<Infallible, Status> {
         let mut pending = FuturesUnordered::new();
         loop {
             tokio::select! {
-                claim = to_give_up.recv() => match claim {
+                claim = to_give_up.recv(), if pending.len() < GIVE_BACKS_AT_ONCE => match claim {
                     Some(claim) => pending.push(self.give_back(claim)),
                     None => return Err(Status::cancelled("the proxy ends")),
                 },
