@@ -5,6 +5,7 @@
 //!
 //! * `CASE=text` runs only the table lines whose name contains the text.
 //! * `SEED=n` replays a random script.
+//! * `SCRIPT=text` runs this one instead of random ones, to find out which of its steps matter.
 //! * `METASTORE_TEST_SUBJECT=etcd` compares etcd with etcd, which must give no difference.
 
 #![allow(missing_docs, clippy::unwrap_used)]
@@ -212,7 +213,8 @@ async fn limits_set_by_flags_are_etcds() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn random_scripts_answer_as_etcd() {
-    let only_seed = std::env::var("SEED").is_ok();
+    let given = std::env::var("SCRIPT");
+    let only_one = given.is_ok() || std::env::var("SEED").is_ok();
     let time = std::env::var("METASTORE_TEST_SECONDS")
         .ok()
         .and_then(|text| text.parse().ok())
@@ -224,7 +226,9 @@ async fn random_scripts_answer_as_etcd() {
     let mut differences = 0;
     while start.elapsed() < time && differences < SHOWN_DIFFERENCES {
         let seed = seed();
-        let script = random_script(&mut StdRng::seed_from_u64(seed), RANDOM_STEPS);
+        let script = given
+            .clone()
+            .unwrap_or_else(|_| random_script(&mut StdRng::seed_from_u64(seed), RANDOM_STEPS));
         let result = tokio::time::timeout(
             metastore_tests::deadline(TEST_LIMIT),
             stores.compare(&script),
@@ -242,7 +246,7 @@ async fn random_scripts_answer_as_etcd() {
             let _ = writeln!(report, "\n== SEED={seed}\n{difference}");
             stores = Stores::start(&[]).await;
         }
-        if only_seed {
+        if only_one {
             break;
         }
     }

@@ -141,6 +141,7 @@ pub const COMPACTION: &[(&str, &str)] = &[
     ("hash after compaction", "put a 1; put a 2; put b 1; put a 3; compact @2; hashkv @1; hashkv @2; hashkv @3; hashkv @4; compact @4 physical; hashkv @4; hashkv @3"),
     ("hash with leases", "grant 7 100; put a 1 lease=7; hashkv 0; revoke 7; hashkv 0; compact @2; hashkv 0"),
     ("hash of a transaction", "txn then(put a 1; put b 2; del c); txn then(del a; put c 1; del b); hashkv 0; hashkv @1; compact @2; hashkv 0; put a 1; compact @3; hashkv 0"),
+    ("hash of a key that came back in the transaction that deleted everything", "put a 1; put b 1; compact @1; put c 1; txn then(del *; put c 2); hashkv 0; hashkv @4; put a 2; hashkv 0; hashkv @4; compact @5; hashkv 0"),
     ("compaction of everything deleted", "put a 1; put b 2; del *; compact @3; hashkv 0; put c 1; compact @4; hashkv 0; get *"),
     ("re-created key across the compaction", "put a 1; put a 2; del a; put a 3; put a 4; compact @3; get a rev=@3; get a rev=@4; hashkv 0; compact @4; get a rev=@4; hashkv 0; put a 5 prev; get a"),
     ("many compactions", "put a 1; compact @1; put a 2; compact @2; put a 3; compact @3; del a; compact @4; put a 4; compact @5; hashkv 0; get a"),

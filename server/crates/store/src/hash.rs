@@ -5,7 +5,8 @@
 //!
 //! * a record in (C, R] always,
 //! * a record at or below C when it was live at C and nothing at or below **R** superseded it. When
-//!   no key at all is live at R, etcd does not apply the second half, and neither do we.
+//!   no key at all is live at R, etcd does not apply the second half, and neither do we. For this a key
+//!   that R deleted and wrote again, in one transaction, counts as deleted.
 //!
 //! So a tombstone at or below C never counts, and the hash does not depend on how far the deletion
 //! of dead records came.
@@ -99,7 +100,7 @@ struct Superseded {
     at_compaction: HashSet<Revision>,
     /// By a record behind the compact revision.
     at_revision: HashSet<Revision>,
-    /// Keys that were written behind the compact revision and are live at the hashed one.
+    /// Keys that were written behind the compact revision and count as live at the hashed one.
     live_after_compaction: i64,
     /// The hashed revision deleted a key.
     ends_with_tombstone: bool,
@@ -122,7 +123,8 @@ fn superseded(
         }
         found.ends_with_tombstone |= tombstone && at.main == revision;
         let created = !tombstone && encoding::fields(&record.key_value)?.version == 1;
-        if !tombstone {
+        // etcd looks no further than a deletion at the revision, even if the key came back in it.
+        if !tombstone && !(created && previous.main == revision) {
             found.live_after_compaction += 1;
         }
         if previous.main > compacted {

@@ -243,7 +243,13 @@ impl ReferenceModel {
         };
         let mut newest = BTreeMap::new();
         for record in self.records.iter().filter(|r| r.revision.0 <= at) {
-            newest.insert(&record.pair.key, record);
+            // etcd looks no further than a deletion at the revision, even if the key came back in it.
+            let is_deleted_then = newest
+                .get(&record.pair.key)
+                .is_some_and(|found: &&ModelRecord| found.tombstone && found.revision.0 == at);
+            if !is_deleted_then {
+                newest.insert(&record.pair.key, record);
+            }
         }
         let live = newest.values().filter(|record| !record.tombstone);
         let keep: BTreeSet<(i64, i64)> = live.map(|record| record.revision).collect();
