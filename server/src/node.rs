@@ -497,7 +497,11 @@ impl Node {
                 Err(ProposeError::Unknown) => std::future::pending::<()>().await,
             }
             on_its_way.store(false, Ordering::Relaxed);
-            Box::pin(self.leader_or_pause()).await?;
+            // Without a leader nothing is sent: a time-out then tells that nothing was.
+            while {
+                Box::pin(self.leader_or_pause()).await?;
+                self.leader().is_none()
+            } {}
         }
     }
 
