@@ -9,8 +9,11 @@
 pub mod codec;
 mod encoded_key_value;
 pub mod error_text;
+mod keep_alive;
 #[cfg(feature = "services")]
 pub mod repeat;
+
+pub use keep_alive::ping_interval;
 
 pub use encoded_key_value::{EncodedKeyValue, KeyValue, encoded_field_bytes, varint_len};
 

@@ -325,7 +325,7 @@ fn connect(settings: &DiscoverySettings, endpoint: &str) -> Result<Channel, Stri
     Ok(Endpoint::from_shared(format!("http://{address}"))
         .map_err(|error| format!("discovery endpoint {endpoint}: {error}"))?
         .connect_timeout(settings.dial_timeout)
-        .http2_keep_alive_interval(settings.keepalive_time)
+        .http2_keep_alive_interval(metastore_proto::ping_interval(settings.keepalive_time))
         .keep_alive_timeout(settings.keepalive_timeout)
         .connect_with_connector_lazy(connector))
 }

@@ -422,7 +422,7 @@ impl Endpoint {
         let mut transport = tonic::transport::Endpoint::from(uri);
         if !options.keepalive_time.is_zero() {
             transport = transport
-                .http2_keep_alive_interval(options.keepalive_time)
+                .http2_keep_alive_interval(metastore_proto::ping_interval(options.keepalive_time))
                 .keep_alive_timeout(options.keepalive_timeout)
                 .keep_alive_while_idle(options.pings_while_idle);
         }

@@ -805,6 +805,29 @@ async fn every_service_is_behind_the_proxy() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_may_wait_longer_than_pings_are_told_to() {
+    within(async {
+        let member = Member::start(subject()).await;
+        let flags = ["--dial-keepalive-time=1s"];
+        let proxy = Proxy::start(subject(), &member.address(), &flags).await;
+        let lock = LockRequest {
+            name: "l".into(),
+            lease: 0,
+        };
+        let mut direct = LockClient::new(member.client().channel);
+        let held = direct.lock(lock.clone()).await.unwrap().into_inner();
+        let mut behind = LockClient::new(proxy.client().channel);
+        let waiting = tokio::spawn(async move { behind.lock(lock).await });
+        // A member hangs up on the third ping that comes within five seconds of the one before.
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        let key = held.key;
+        direct.unlock(UnlockRequest { key }).await.unwrap();
+        waiting.await.unwrap().unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_may_be_lost() {
     within(async {
         let mut cluster = Cluster::start(subject(), 3).await;

@@ -283,7 +283,7 @@ impl Client {
         let mut transport = Endpoint::from(uri);
         if !options.keep_alive_time.is_zero() {
             transport = transport
-                .http2_keep_alive_interval(options.keep_alive_time)
+                .http2_keep_alive_interval(metastore_proto::ping_interval(options.keep_alive_time))
                 .keep_alive_timeout(options.keep_alive_timeout)
                 .keep_alive_while_idle(false);
         }
