@@ -124,7 +124,8 @@ fn superseded(
         found.ends_with_tombstone |= tombstone && at.main == revision;
         let created = !tombstone && encoding::fields(&record.key_value)?.version == 1;
         // etcd looks no further than a deletion at the revision, even if the key came back in it.
-        if !tombstone && !(created && previous.main == revision) {
+        let came_back = created && previous.main == revision;
+        if !tombstone && !came_back {
             found.live_after_compaction += 1;
         }
         if previous.main > compacted {
