@@ -47,6 +47,8 @@ pub trait DiskFile: Send + Sync {
     fn write_at(&self, buffer: &[u8], offset: u64) -> io::Result<()>;
     /// Makes the content durable (`fdatasync`).
     fn sync_data(&self) -> io::Result<()>;
+    /// Gives back what lies behind `bytes`, of a file that nobody reads any more.
+    fn shrink(&self, bytes: u64) -> io::Result<()>;
 }
 
 /// The disk of the operating system.
@@ -140,5 +142,9 @@ impl DiskFile for RealFile {
 
     fn sync_data(&self) -> io::Result<()> {
         self.0.sync_data()
+    }
+
+    fn shrink(&self, bytes: u64) -> io::Result<()> {
+        self.0.set_len(bytes)
     }
 }

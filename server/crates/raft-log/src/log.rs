@@ -580,7 +580,7 @@ fn open_parts(
     path: &Path,
     identity: LogIdentity,
     options: LogOptions,
-    background_spares: bool,
+    background_threads: bool,
 ) -> Result<(Arc<Shared>, Writer), LogError> {
     check_options(&options)?;
     disk.create_directory(path)
@@ -621,7 +621,7 @@ fn open_parts(
         directory,
         lock,
         &recovered,
-        background_spares,
+        background_threads,
     );
     Ok((shared, writer))
 }

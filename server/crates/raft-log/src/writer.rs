@@ -5,10 +5,10 @@
 use std::collections::VecDeque;
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -50,7 +50,7 @@ pub(crate) struct Writer {
     directory: LogDirectory,
     /// Released when the writer ends.
     _lock: Box<dyn DiskLock>,
-    background_spares: bool,
+    background_threads: bool,
 
     // Where the next record goes.
     segment: Arc<Segment>,
@@ -81,12 +81,35 @@ pub(crate) struct Writer {
 
     spare_ready: bool,
     spare_maker: Option<SpareMaker>,
+    /// Tells when the last removal of segments is durable; they are freed after that.
+    removal: Option<mpsc::Receiver<Result<(), LogError>>>,
 }
 
 /// The thread that zeroes the next segment.
 struct SpareMaker {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<Result<(), LogError>>,
+}
+
+/// Bytes of a removed segment that are freed at once.
+const FREED_BYTES: u64 = 4 << 20;
+/// Between two such steps: syncs of the log go on.
+const FREEING_PAUSE: Duration = Duration::from_millis(5);
+
+/// Frees a segment that has no name any more: at once this would delay syncs of other files. Readers that
+/// still have it free it with their last look.
+fn free(segment: Arc<Segment>) {
+    let Ok(segment) = Arc::try_unwrap(segment) else {
+        return;
+    };
+    let mut bytes = segment.bytes;
+    while bytes > FREED_BYTES {
+        bytes -= FREED_BYTES;
+        if segment.file.shrink(bytes).is_err() {
+            return;
+        }
+        thread::sleep(FREEING_PAUSE);
+    }
 }
 
 /// The body of the writer thread. It shares the writer with callers who write themselves.
@@ -137,13 +160,13 @@ impl Writer {
         directory: LogDirectory,
         lock: Box<dyn DiskLock>,
         recovered: &Recovered,
-        background_spares: bool,
+        background_threads: bool,
     ) -> Self {
         Self {
             shared,
             directory,
             _lock: lock,
-            background_spares,
+            background_threads,
             segment: active_segment(&recovered.segments),
             offset: recovered.offset,
             group: recovered.group,
@@ -165,6 +188,7 @@ impl Writer {
             must_retire: false,
             spare_ready: recovered.spare_ready,
             spare_maker: None,
+            removal: None,
         }
     }
 
@@ -201,6 +225,8 @@ impl Writer {
             // It only makes a spare: its errors come back when a spare is needed.
             let _ = maker.thread.join();
         }
+        // The next start removes again what is still there.
+        let _ = self.finish_removal();
         let failed = self.shared.inner.lock().failure.is_some();
         if !failed
             && self.dirty
@@ -448,6 +474,8 @@ impl Writer {
             self.sync()?;
         }
         self.collect_spare(true);
+        // A recycled file must not get new content while it may still have its old name.
+        self.finish_removal()?;
         let needed = (HEAD_BYTES as u64 + record_bytes).next_multiple_of(4096);
         let header = SegmentHeader {
             identity: self.directory.identity,
@@ -514,6 +542,8 @@ impl Writer {
             return Ok(());
         }
         self.collect_spare(false);
+        self.finish_removal()?;
+        let mut removed = Vec::new();
         for segment in retired {
             // A reader that still holds the file must not see it change.
             let unused = Arc::strong_count(&segment) == 1;
@@ -523,14 +553,48 @@ impl Writer {
                 && segment.bytes == self.shared.options.segment_bytes;
             self.directory.retire_segment(&segment.path, recycle)?;
             self.spare_ready |= recycle;
+            if !recycle {
+                removed.push(segment);
+            }
         }
-        self.directory.sync()
+        if !self.background_threads {
+            return self.directory.sync();
+        }
+        // Syncing the directory and freeing what was removed hold up the next write by 10 ms each.
+        let directory = self.directory.clone();
+        let (durable, removal) = mpsc::sync_channel(1);
+        let remover = thread::Builder::new()
+            .name("raft-log-remove".to_owned())
+            .spawn(move || {
+                // Nobody waits when the log ends.
+                let _ = durable.send(directory.sync());
+                removed.into_iter().for_each(free);
+            });
+        match remover {
+            Ok(_) => {
+                self.removal = Some(removal);
+                Ok(())
+            }
+            Err(error) => {
+                tracing::warn!(%error, "raft log: cannot start a thread");
+                self.directory.sync()
+            }
+        }
+    }
+
+    /// Waits for the last removal of segments to be durable.
+    fn finish_removal(&mut self) -> Result<(), LogError> {
+        match self.removal.take() {
+            None => Ok(()),
+            // Without an answer the thread has panicked.
+            Some(removal) => removal.recv().unwrap_or_else(|_| self.directory.sync()),
+        }
     }
 
     /// Starts to zero the next segment when this one is half full. A log that never gets there never
     /// pays for it.
     fn prepare_spare(&mut self) {
-        let wanted = self.background_spares
+        let wanted = self.background_threads
             && !self.spare_ready
             && self.spare_maker.is_none()
             && self.offset > self.segment.bytes / 2;
