@@ -15,7 +15,7 @@ use std::sync::Arc;
 use metastore_consensus::state_machine::{AppliedState, SnapshotFiles};
 use metastore_store::MemoryEngine;
 use metastore_store::engine::{EngineError, SharedEngine};
-use metastore_store_rocksdb::{RocksDbEngine, RocksDbOptions};
+use metastore_store_rocksdb::{RocksDbEngine, RocksDbOptions, remove_directory_slowly};
 
 use crate::applied_position;
 use crate::config::Engine;
@@ -206,7 +206,7 @@ impl EngineDirectory {
     /// Removes a snapshot that a newer one replaced. A failure only costs disk space until the next
     /// start, so it is logged.
     pub fn retire_snapshot(&self, directory: &Path) {
-        if let Err(error) = remove_directory(directory) {
+        if let Err(error) = remove_directory_slowly(directory) {
             tracing::warn!(%error, "failed to remove an old snapshot");
         }
     }

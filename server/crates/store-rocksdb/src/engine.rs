@@ -21,6 +21,7 @@ use rocksdb::{
 };
 
 use crate::error::{io_failed, open_failed, operation_failed};
+use crate::old_files::OldFiles;
 use crate::open::{self, sync_directory};
 use crate::options::{DEFAULT, LATEST, REVISIONS, RocksDbOptions, write_options};
 use crate::pace::RequestWrites;
@@ -87,6 +88,8 @@ impl RocksDbEngine {
             .translate()
             .map_err(|error| open_failed(directory, &error))?;
         let db = open::open(directory, &translated)?;
+        OldFiles::remove_leftovers(directory)
+            .map_err(|error| io_failed("removing replaced files in", directory, error))?;
         Ok(Self {
             directory: directory.to_owned(),
             db,
@@ -485,9 +488,16 @@ impl Engine for RocksDbEngine {
         options.set_exclusive_manual_compaction(false);
         // Files of the last level have nothing to reclaim; a filter would make RocksDB rewrite them all the same.
         options.set_bottommost_level_compaction(BottommostLevelCompaction::Skip);
+        // A file system without links frees the old files as RocksDB removes them.
+        let old_files = OldFiles::hold(&self.directory).ok();
         for family in self.families() {
             self.db
                 .compact_range_cf_opt(family, None::<&[u8]>, None::<&[u8]>, &options);
+        }
+        if let Some(old_files) = old_files {
+            old_files
+                .release()
+                .map_err(|error| io_failed("removing replaced files in", &self.directory, error))?;
         }
         // RocksDB's C interface returns nothing from a compaction; its errors end up here.
         match self.background_error() {

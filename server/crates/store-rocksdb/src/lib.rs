@@ -16,9 +16,11 @@
 
 mod engine;
 mod error;
+mod old_files;
 mod open;
 mod options;
 mod pace;
 
 pub use engine::{MemoryUse, RocksDbEngine};
+pub use old_files::remove_directory_slowly;
 pub use options::RocksDbOptions;

@@ -3,7 +3,7 @@
 //! The transfer may take as long as it needs, but never stand still: while the receiver writes or
 //! installs it says so at least once per second.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
@@ -163,6 +163,10 @@ fn open_files(directory: &Path) -> io::Result<Vec<(String, u64, File)>> {
             io::Error::new(io::ErrorKind::InvalidData, format!("file name {name:?}"))
         })?;
         let file = File::open(entry.path())?;
+        // Whoever removes the directory empties only files that nobody has locked.
+        if let Err(TryLockError::WouldBlock) = file.try_lock_shared() {
+            return Err(io::Error::other(format!("{name} is being removed")));
+        }
         let metadata = file.metadata()?;
         if !metadata.is_file() {
             return Err(io::Error::other(format!("{name} is not a plain file")));
