@@ -7,7 +7,7 @@
 
 use std::ffi::CStr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -29,11 +29,28 @@ const QUIET: Duration = Duration::from_millis(200);
 #[derive(Debug, Default)]
 pub(crate) struct RequestWrites {
     bytes: AtomicU64,
+    /// Somebody waits for a rewriting.
+    rewriting: AtomicBool,
 }
 
 impl RequestWrites {
     pub(crate) fn add(&self, bytes: u64) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// A rewriting begins, and goes on until the answer is dropped. There is one at a time.
+    pub(crate) fn rewrite(&self) -> Rewriting<'_> {
+        self.rewriting.store(true, Ordering::Relaxed);
+        Rewriting(self)
+    }
+}
+
+/// As long as it lives, automatic compactions begin at the pace of a rewriting, too.
+pub(crate) struct Rewriting<'a>(&'a RequestWrites);
+
+impl Drop for Rewriting<'_> {
+    fn drop(&mut self) {
+        self.0.rewriting.store(false, Ordering::Relaxed);
     }
 }
 
@@ -44,10 +61,10 @@ impl CompactionFilterFactory for PacedRewriting {
     type Filter = PacedFilter;
 
     fn create(&mut self, context: CompactionFilterContext) -> PacedFilter {
-        // Automatic compactions keep the tables in shape for requests: they must not wait.
-        let pace = context
-            .is_manual_compaction
-            .then(|| Pace::new(Arc::clone(&self.0), Instant::now()));
+        // Automatic compactions keep the tables in shape for requests: they must not wait. But a rewriting
+        // begins with a flush, which may be what sets one off, of as much.
+        let is_paced = context.is_manual_compaction || self.0.rewriting.load(Ordering::Relaxed);
+        let pace = is_paced.then(|| Pace::new(Arc::clone(&self.0), Instant::now()));
         PacedFilter(pace)
     }
 
@@ -163,6 +180,25 @@ mod tests {
         let whole = PORTION - PORTION / 4;
         assert!(sleep <= whole, "{sleep:?}");
         assert!(sleep + PORTION / 4 > whole, "{sleep:?}");
+    }
+
+    #[test]
+    fn an_automatic_compaction_has_a_pace_only_during_a_rewriting() {
+        let writes = Arc::<RequestWrites>::default();
+        let mut factory = PacedRewriting(Arc::clone(&writes));
+        let mut is_paced = |is_manual_compaction| {
+            let context = CompactionFilterContext {
+                is_full_compaction: false,
+                is_manual_compaction,
+            };
+            factory.create(context).0.is_some()
+        };
+        assert!(is_paced(true));
+        assert!(!is_paced(false));
+        let rewriting = writes.rewrite();
+        assert!(is_paced(false));
+        drop(rewriting);
+        assert!(!is_paced(false));
     }
 
     #[test]
