@@ -480,7 +480,7 @@ impl Engine for RocksDbEngine {
     }
 
     fn compact_files(&self) -> Result<(), EngineError> {
-        let _rewriting = self.request_writes.rewrite();
+        let _rewriting = self.request_writes.rewrite(self.size()?.physical_bytes);
         self.flush()?;
         let mut options = CompactOptions::default();
         // Automatic compactions go on beside it; writes must not wait for an operator's wish. A table as a

@@ -49,7 +49,11 @@ const DELETION_WINDOW_ROWS: usize = 8192;
 /// The same for a file as a whole.
 const DELETION_RATIO: f64 = 0.5;
 /// Written pages go to the disk at this pace, so that the log's sync never waits for a heap of them.
-const BYTES_PER_SYNC: u64 = MEBIBYTE as u64;
+const BYTES_PER_SYNC: u64 = 256 * KIBIBYTE as u64;
+/// Bytes of a file that a flush or a compaction writes or reads at once: a put that meets it waits for it, 2.6 ms
+/// for a MiB.
+const WRITE_BYTES: u64 = 128 * KIBIBYTE as u64;
+const READ_AHEAD_BYTES: usize = 128 * KIBIBYTE;
 /// The background's bytes are handed out in portions of this time: a sync of the log waits behind what is left
 /// of one. RocksDB's usual 100 ms made it wait behind tens of MiB.
 const RATE_REFILL_MICROSECONDS: i64 = 10_000;
@@ -141,6 +145,8 @@ impl RocksDbOptions {
             database.set_ratelimiter(rate, RATE_REFILL_MICROSECONDS, 10);
         }
         database.set_bytes_per_sync(BYTES_PER_SYNC);
+        database.set_writable_file_max_buffer_size(WRITE_BYTES);
+        database.set_compaction_readahead_size(READ_AHEAD_BYTES);
         // Obsolete files and memtables are freed by a background job, not by the thread that
         // happened to hold the last iterator.
         database.set_avoid_unnecessary_blocking_io(true);
@@ -188,8 +194,6 @@ impl Translated {
         options.set_level_zero_file_num_compaction_trigger(8);
         options.set_target_file_size_base(32 * MEBIBYTE as u64);
         options.set_compaction_pri(CompactionPri::MinOverlappingRatio);
-        // This table alone: files of the history move down without being rewritten, which RocksDB gives up
-        // where it finds a filter.
         options.set_compaction_filter_factory(PacedRewriting(Arc::clone(&self.request_writes)));
         options
     }
@@ -204,6 +208,8 @@ impl Translated {
         options.set_target_file_size_base(64 * MEBIBYTE as u64);
         // One compression on all levels: a file that has to be compressed anew cannot move down as
         // it is, and rewriting the history once more costs a put more than zstd saves on disk.
+        // The filter keeps RocksDB from moving files in a manual compaction; in automatic ones they do.
+        options.set_compaction_filter_factory(PacedRewriting(Arc::clone(&self.request_writes)));
         options
     }
 

@@ -7,7 +7,7 @@
 
 use std::ffi::CStr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,8 @@ use rocksdb::compaction_filter_factory::{CompactionFilterContext, CompactionFilt
 /// Bytes of rows that are rewritten in a second while requests write little. On two cores of a virtual machine the
 /// p99 of 1000 puts per second stayed what it was; at 32 MiB/s it was 1.6 times that, at 128 MiB/s 3 to 8 times.
 const BYTES_PER_SECOND: u64 = 16 << 20;
+/// A large store is rewritten faster, so that its defragmentation ends in about this time.
+const SECONDS_MAX: u64 = 300;
 /// And so many more for each byte that requests write: their tables must not pile up behind the rewriting.
 const BYTES_PER_WRITTEN_BYTE: u64 = 4;
 /// The pace is looked at after so many bytes: a third of a millisecond of work. After 256 KiB a put that met it
@@ -29,8 +31,10 @@ const QUIET: Duration = Duration::from_millis(200);
 #[derive(Debug, Default)]
 pub(crate) struct RequestWrites {
     bytes: AtomicU64,
-    /// Somebody waits for a rewriting.
-    rewriting: AtomicBool,
+    /// Bytes per second of the rewriting that somebody waits for; 0: there is none.
+    rewriting: AtomicU64,
+    /// Compactions that share the pace.
+    paced: AtomicU64,
 }
 
 impl RequestWrites {
@@ -38,10 +42,22 @@ impl RequestWrites {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// A rewriting begins, and goes on until the answer is dropped. There is one at a time.
-    pub(crate) fn rewrite(&self) -> Rewriting<'_> {
-        self.rewriting.store(true, Ordering::Relaxed);
+    /// A rewriting of so many bytes begins, and goes on until the answer is dropped. There is one at a time.
+    pub(crate) fn rewrite(&self, bytes: u64) -> Rewriting<'_> {
+        let rate = BYTES_PER_SECOND.max(bytes / SECONDS_MAX);
+        self.rewriting.store(rate, Ordering::Relaxed);
         Rewriting(self)
+    }
+
+    fn is_rewriting(&self) -> bool {
+        self.rewriting.load(Ordering::Relaxed) > 0
+    }
+
+    /// The time for so many bytes of one of the compactions.
+    fn nanoseconds(&self, bytes: u64) -> u64 {
+        let rate = self.rewriting.load(Ordering::Relaxed).max(BYTES_PER_SECOND);
+        let paced = self.paced.load(Ordering::Relaxed).max(1);
+        bytes * 1_000_000_000 / rate * paced
     }
 }
 
@@ -50,7 +66,7 @@ pub(crate) struct Rewriting<'a>(&'a RequestWrites);
 
 impl Drop for Rewriting<'_> {
     fn drop(&mut self) {
-        self.0.rewriting.store(false, Ordering::Relaxed);
+        self.0.rewriting.store(0, Ordering::Relaxed);
     }
 }
 
@@ -63,7 +79,7 @@ impl CompactionFilterFactory for PacedRewriting {
     fn create(&mut self, context: CompactionFilterContext) -> PacedFilter {
         // Automatic compactions keep the tables in shape for requests: they must not wait. But a rewriting
         // begins with a flush, which may be what sets one off, of as much.
-        let is_paced = context.is_manual_compaction || self.0.rewriting.load(Ordering::Relaxed);
+        let is_paced = context.is_manual_compaction || self.0.is_rewriting();
         let pace = is_paced.then(|| Pace::new(Arc::clone(&self.0), Instant::now()));
         PacedFilter(pace)
     }
@@ -107,6 +123,7 @@ struct Pace {
 impl Pace {
     fn new(writes: Arc<RequestWrites>, now: Instant) -> Self {
         let written_before = writes.bytes.load(Ordering::Relaxed);
+        writes.paced.fetch_add(1, Ordering::Relaxed);
         Self {
             writes,
             portion_bytes: 0,
@@ -139,13 +156,19 @@ impl Pace {
         let paced_bytes = self
             .portion_bytes
             .saturating_sub(beside.saturating_mul(BYTES_PER_WRITTEN_BYTE));
-        let due = Duration::from_nanos(paced_bytes * 1_000_000_000 / BYTES_PER_SECOND);
+        let due = Duration::from_nanos(self.writes.nanoseconds(paced_bytes));
         due.saturating_sub(now.duration_since(self.portion_began))
     }
 
     fn portion_begins(&mut self, now: Instant) {
         self.portion_bytes = 0;
         self.portion_began = now;
+    }
+}
+
+impl Drop for Pace {
+    fn drop(&mut self) {
+        self.writes.paced.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -195,10 +218,25 @@ mod tests {
         };
         assert!(is_paced(true));
         assert!(!is_paced(false));
-        let rewriting = writes.rewrite();
+        let rewriting = writes.rewrite(0);
         assert!(is_paced(false));
         drop(rewriting);
         assert!(!is_paced(false));
+    }
+
+    #[test]
+    fn compactions_share_the_pace_of_a_rewriting_and_a_large_store_has_a_faster_one() {
+        let now = Instant::now();
+        let writes = Arc::<RequestWrites>::default();
+        let mut pace = Pace::new(Arc::clone(&writes), now);
+        let alone = sleep_after(&mut pace, now, Duration::ZERO, 1);
+        let other = Pace::new(Arc::clone(&writes), now);
+        let both = sleep_after(&mut pace, now, Duration::ZERO, 1);
+        assert!(both > alone + PORTION / 2, "{alone:?} {both:?}");
+        drop(other);
+        let _rewriting = writes.rewrite(2 * SECONDS_MAX * BYTES_PER_SECOND);
+        let large = sleep_after(&mut pace, now, Duration::ZERO, 1);
+        assert!(large < alone * 2 / 3, "{alone:?} {large:?}");
     }
 
     #[test]
