@@ -14,6 +14,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
+use metastore_proto::etcdserverpb as pb;
 use metastore_tests::script_generator::random_script;
 use metastore_tests::script_runner::{Difference, Store, compare};
 use metastore_tests::{Member, MemberBuilder, Program, programs, seed};
@@ -85,8 +86,31 @@ impl Stores {
         }
     }
 
+    /// A compaction at exactly the revision of a transaction that deleted all keys and wrote one again loses
+    /// that key in etcd, which hashes on without it, and ends when it is read.
+    async fn read_all_of_the_oracle(&mut self) {
+        let oracle = &mut self.members[0];
+        let all = pb::RangeRequest {
+            key: b"\0".to_vec().into(),
+            range_end: b"\0".to_vec().into(),
+            ..Default::default()
+        };
+        if oracle.client().kv.clone().range(all).await.is_err() {
+            // The connection is gone a little before the process.
+            let ended = tokio::time::timeout(Duration::from_secs(5), async {
+                while oracle.try_exit().is_none() {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            });
+            self.oracle_ended = ended.await.is_ok();
+        }
+    }
+
     async fn compare(&mut self, script: &str) -> Result<(), Box<Difference>> {
         let result = compare(&mut self.stores, script).await;
+        if result.is_err() {
+            self.read_all_of_the_oracle().await;
+        }
         for member in &mut self.members {
             if let Some(status) = member.try_exit() {
                 if member.builder().started_program() == Program::Etcd {
