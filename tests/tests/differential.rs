@@ -103,6 +103,7 @@ impl Stores {
                 }
             });
             self.oracle_ended = ended.await.is_ok();
+            eprintln!("etcd itself lost a key: {}", self.oracle_ended);
         }
     }
 

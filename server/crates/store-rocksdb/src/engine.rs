@@ -489,16 +489,17 @@ impl Engine for RocksDbEngine {
         options.set_exclusive_manual_compaction(false);
         // Files of the last level have nothing to reclaim; a filter would make RocksDB rewrite them all the same.
         options.set_bottommost_level_compaction(BottommostLevelCompaction::Skip);
-        // A file system without links frees the old files as RocksDB removes them.
-        let old_files = OldFiles::hold(&self.directory).ok();
         for family in self.families() {
+            // A file system without links frees the old files as RocksDB removes them. Each table by itself: the
+            // old files of all of them would take twice the space.
+            let old_files = OldFiles::hold(&self.directory).ok();
             self.db
                 .compact_range_cf_opt(family, None::<&[u8]>, None::<&[u8]>, &options);
-        }
-        if let Some(old_files) = old_files {
-            old_files
-                .release()
-                .map_err(|error| io_failed("removing replaced files in", &self.directory, error))?;
+            if let Some(old_files) = old_files {
+                old_files.release().map_err(|error| {
+                    io_failed("removing replaced files in", &self.directory, error)
+                })?;
+            }
         }
         // RocksDB's C interface returns nothing from a compaction; its errors end up here.
         match self.background_error() {

@@ -32,20 +32,29 @@ impl OldFiles {
     pub(crate) fn hold(directory: &Path) -> io::Result<Self> {
         let held = Self(directory.join(NAME));
         held.forget()?;
-        fs::create_dir(&held.0)?;
+        let linked = held.link_tables_of(directory);
+        if linked.is_err() {
+            // Those that have a second name already would stay on the disk.
+            held.forget()?;
+        }
+        linked.map(|()| held)
+    }
+
+    fn link_tables_of(&self, directory: &Path) -> io::Result<()> {
+        fs::create_dir(&self.0)?;
         for entry in fs::read_dir(directory)? {
             let path = entry?.path();
             if path.extension().is_some_and(|it| it == TABLE_SUFFIX)
                 && let Some(name) = path.file_name()
             {
-                match fs::hard_link(&path, held.0.join(name)) {
+                match fs::hard_link(&path, self.0.join(name)) {
                     // An automatic compaction has just removed it.
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                     result => result?,
                 }
             }
         }
-        Ok(held)
+        Ok(())
     }
 
     /// Removes what a process left that ended meanwhile.
@@ -131,6 +140,16 @@ mod tests {
         assert!(!old.exists());
         assert_eq!(fs::read(&kept).unwrap(), content);
         remove_directory_slowly(&old).unwrap();
+    }
+
+    #[test]
+    fn a_table_that_cannot_be_held_leaves_no_second_name_of_the_others() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("000007.sst"), "x").unwrap();
+        // No file system links directories.
+        fs::create_dir(root.path().join("000008.sst")).unwrap();
+        assert!(OldFiles::hold(root.path()).is_err());
+        assert!(!root.path().join(NAME).exists());
     }
 
     #[test]
