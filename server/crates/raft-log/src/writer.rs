@@ -81,8 +81,15 @@ pub(crate) struct Writer {
 
     spare_ready: bool,
     spare_maker: Option<SpareMaker>,
-    /// Tells when the last removal of segments is durable; they are freed after that.
-    removal: Option<mpsc::Receiver<Result<(), LogError>>>,
+    removal: Option<Removal>,
+}
+
+/// A removal of segments that another thread makes durable.
+struct Removal {
+    /// Tells when it is durable; the segments are freed after that.
+    durable: mpsc::Receiver<Result<(), LogError>>,
+    /// One of them became the spare.
+    recycles: bool,
 }
 
 /// The thread that zeroes the next segment.
@@ -475,7 +482,13 @@ impl Writer {
         }
         self.collect_spare(true);
         // A recycled file must not get new content while it may still have its old name.
-        self.finish_removal()?;
+        if self
+            .removal
+            .as_ref()
+            .is_some_and(|removal| removal.recycles)
+        {
+            self.finish_removal()?;
+        }
         let needed = (HEAD_BYTES as u64 + record_bytes).next_multiple_of(4096);
         let header = SegmentHeader {
             identity: self.directory.identity,
@@ -525,8 +538,13 @@ impl Writer {
         records
     }
 
-    /// Removes the segments whose entries are all purged, oldest first. One becomes the spare.
+    /// Removes the segments whose entries are all purged, oldest first. One becomes the spare. While the
+    /// removal before is not durable, they stay until a later write.
     fn retire_segments(&mut self) -> Result<(), LogError> {
+        if !self.is_removal_done()? {
+            self.must_retire = true;
+            return Ok(());
+        }
         let retired: Vec<Arc<Segment>> = {
             let mut inner = self.shared.inner.lock();
             let needed = match inner.index.first() {
@@ -542,8 +560,8 @@ impl Writer {
             return Ok(());
         }
         self.collect_spare(false);
-        self.finish_removal()?;
         let mut removed = Vec::new();
+        let mut recycles = false;
         for segment in retired {
             // A reader that still holds the file must not see it change.
             let unused = Arc::strong_count(&segment) == 1;
@@ -553,6 +571,7 @@ impl Writer {
                 && segment.bytes == self.shared.options.segment_bytes;
             self.directory.retire_segment(&segment.path, recycle)?;
             self.spare_ready |= recycle;
+            recycles |= recycle;
             if !recycle {
                 removed.push(segment);
             }
@@ -572,7 +591,10 @@ impl Writer {
             });
         match remover {
             Ok(_) => {
-                self.removal = Some(removal);
+                self.removal = Some(Removal {
+                    durable: removal,
+                    recycles,
+                });
                 Ok(())
             }
             Err(error) => {
@@ -587,8 +609,25 @@ impl Writer {
         match self.removal.take() {
             None => Ok(()),
             // Without an answer the thread has panicked.
-            Some(removal) => removal.recv().unwrap_or_else(|_| self.directory.sync()),
+            Some(removal) => removal
+                .durable
+                .recv()
+                .unwrap_or_else(|_| self.directory.sync()),
         }
+    }
+
+    /// Whether the last removal of segments is durable.
+    fn is_removal_done(&mut self) -> Result<bool, LogError> {
+        let Some(removal) = &self.removal else {
+            return Ok(true);
+        };
+        let durable = match removal.durable.try_recv() {
+            Err(mpsc::TryRecvError::Empty) => return Ok(false),
+            Err(mpsc::TryRecvError::Disconnected) => self.directory.sync(),
+            Ok(durable) => durable,
+        };
+        self.removal = None;
+        durable.map(|()| true)
     }
 
     /// Starts to zero the next segment when this one is half full. A log that never gets there never

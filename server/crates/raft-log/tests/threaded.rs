@@ -3,10 +3,15 @@
 
 mod support;
 
-use std::sync::{Arc, mpsc};
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex, mpsc};
+use std::time::Duration;
 
 use bytes::Bytes;
-use metastore_raft_log::{Completion, LogEntry, LogOptions, LogPosition, RaftLog, RealDisk};
+use metastore_raft_log::{
+    Completion, Disk, DiskFile, DiskLock, LogEntry, LogOptions, LogPosition, RaftLog, RealDisk,
+};
 use rand::Rng;
 use support::{Driver, IDENTITY, Model, small_options, with_seeds};
 
@@ -157,4 +162,92 @@ fn readers_run_beside_the_writer() {
             }
         }
     });
+}
+
+/// The real disk, but removals of segments become durable only when the gate is open.
+#[derive(Default)]
+struct SlowRemovals {
+    open: Mutex<bool>,
+    opened: Condvar,
+}
+
+impl SlowRemovals {
+    fn open_gate(&self) {
+        *self.open.lock().unwrap() = true;
+        self.opened.notify_all();
+    }
+}
+
+impl Disk for SlowRemovals {
+    fn create_directory(&self, path: &Path) -> io::Result<()> {
+        RealDisk.create_directory(path)
+    }
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        RealDisk.list(path)
+    }
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        RealDisk.open(path)
+    }
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        RealDisk.create(path)
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        RealDisk.rename(from, to)
+    }
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        RealDisk.remove(path)
+    }
+    fn sync_directory(&self, path: &Path) -> io::Result<()> {
+        if std::thread::current().name() == Some("raft-log-remove") {
+            let closed = self.open.lock().unwrap();
+            drop(self.opened.wait_while(closed, |open| !*open).unwrap());
+        }
+        RealDisk.sync_directory(path)
+    }
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn DiskLock>> {
+        RealDisk.lock(path)
+    }
+}
+
+/// A disk took 30 to 120 ms for that, twice in a row after each snapshot.
+#[test]
+fn writes_do_not_wait_for_removed_segments() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = Arc::new(SlowRemovals::default());
+    let options = LogOptions {
+        segment_bytes: 64 * 1024,
+        ..LogOptions::default()
+    };
+    let open = || RaftLog::open(disk.clone(), directory.path(), IDENTITY, options.clone()).unwrap();
+    let log = open();
+    let (completion, receiver) = done();
+    log.append((0..1000).map(entry).collect(), completion);
+    receiver.recv().unwrap().unwrap();
+    // Each of the two leaves segments without live entries.
+    for index in [400, 800] {
+        let (completion, receiver) = done();
+        log.purge(LogPosition { term: 3, index }, completion);
+        receiver.recv().unwrap().unwrap();
+    }
+    let (completion, receiver) = done();
+    log.append(vec![entry(1000)], completion);
+    let written = receiver.recv_timeout(Duration::from_secs(60));
+    disk.open_gate();
+    written.expect("nothing but the removal waits").unwrap();
+    // Enough for new segments: they wait for what they recycle, and what was left is removed.
+    for index in 1001..2000 {
+        let (completion, receiver) = done();
+        log.append(vec![entry(index)], completion);
+        receiver.recv().unwrap().unwrap();
+    }
+    log.close();
+    let segments = RealDisk.list(directory.path()).unwrap();
+    let segments = segments
+        .iter()
+        .filter(|name| name.ends_with(".log"))
+        .count();
+    assert!(segments <= 8, "1200 entries need 6 segments: {segments}");
+    let log = open();
+    let expected: Vec<LogEntry> = (801..2000).map(entry).collect();
+    assert_eq!(log.read(801, 2000, usize::MAX).unwrap(), expected);
 }
