@@ -370,19 +370,15 @@ impl Application {
 
     fn build(&self) -> Result<SnapshotFiles, EngineError> {
         let engine = self.reader().engine();
-        // Most of the work happens here, while apply goes on; what is left for the lock is small.
         let started = Instant::now();
-        engine.flush()?;
+        // Apply goes on meanwhile; the copy itself says how far it reaches.
+        let unfinished = self.engines.new_snapshot_directory()?;
+        let stored = engine.checkpoint(&unfinished, Table::Meta, APPLIED_KEY)?;
         METRICS
             .snapshot_flush
             .observe(started.elapsed().as_secs_f64());
-        let applier = self.applier.lock();
-        let applied = AppliedState::clone(&self.applied.load());
-        let index = applied.position.map_or(0, |position| position.index);
-        let directory = self.engines.new_snapshot_directory(index)?;
-        engine.checkpoint(&directory)?;
-        drop(applier);
-        self.engines.complete_snapshot(&directory, &applied)?;
+        let applied = decode_applied(stored)?;
+        let directory = self.engines.complete_snapshot(&unfinished, &applied)?;
         METRICS
             .snapshot_save
             .observe(started.elapsed().as_secs_f64());
@@ -487,7 +483,10 @@ fn open_store(
 }
 
 pub(crate) fn read_applied_from(reader: &Reader) -> Result<AppliedState, EngineError> {
-    let stored = reader.get_row(Table::Meta, APPLIED_KEY)?;
+    decode_applied(reader.get_row(Table::Meta, APPLIED_KEY)?)
+}
+
+fn decode_applied(stored: Option<Bytes>) -> Result<AppliedState, EngineError> {
     applied_position::decode(stored.unwrap_or_default()).map_err(|error| {
         EngineError::Storage(format!(
             "the stored applied position is damaged ({error}): restore this member from a snapshot"

@@ -23,6 +23,9 @@ use crate::config::Engine;
 /// A finished snapshot directory has this file; one without it is the rest of a crash.
 const COMPLETE_MARKER: &str = "COMPLETE";
 
+/// Name of the directory of a snapshot that is being written.
+const UNFINISHED: &str = "unfinished";
+
 /// The engine's part of a data directory.
 pub struct EngineDirectory {
     kind: Engine,
@@ -37,6 +40,11 @@ fn sync_directory(path: &Path) -> Result<(), EngineError> {
     fs::File::open(path)
         .and_then(|directory| directory.sync_all())
         .map_err(io_error(format!("sync directory {}", path.display())))
+}
+
+fn rename(from: &Path, to: &Path) -> Result<(), EngineError> {
+    let context = format!("move {} to {}", from.display(), to.display());
+    fs::rename(from, to).map_err(io_error(context))
 }
 
 fn remove_directory(path: &Path) -> Result<(), EngineError> {
@@ -179,14 +187,14 @@ impl EngineDirectory {
         Ok(Some(SnapshotFiles { applied, directory }))
     }
 
-    /// A path for a new snapshot at `index`; the directory itself does not exist yet.
-    pub fn new_snapshot_directory(&self, index: u64) -> Result<PathBuf, EngineError> {
-        let path = self.root.join("snapshot").join(index.to_string());
+    /// A path for a new snapshot; the directory itself does not exist yet.
+    pub fn new_snapshot_directory(&self) -> Result<PathBuf, EngineError> {
+        let path = self.root.join("snapshot").join(UNFINISHED);
         remove_directory(&path)?;
         Ok(path)
     }
 
-    /// Marks a snapshot that holds `applied` as finished.
+    /// Makes the copy in `directory`, which holds `applied`, the newest snapshot; returns where it is now.
     ///
     /// # Errors
     /// When the disk fails.
@@ -194,13 +202,19 @@ impl EngineDirectory {
         &self,
         directory: &Path,
         applied: &AppliedState,
-    ) -> Result<(), EngineError> {
+    ) -> Result<PathBuf, EngineError> {
         let marker = directory.join(COMPLETE_MARKER);
         fs::write(&marker, applied_position::encode(applied))
             .and_then(|()| fs::File::open(&marker)?.sync_all())
             .map_err(io_error(format!("write {}", marker.display())))?;
         sync_directory(directory)?;
-        sync_directory(&self.root.join("snapshot"))
+        let index = applied.position.map_or(0, |position| position.index);
+        let snapshots = self.root.join("snapshot");
+        let target = snapshots.join(index.to_string());
+        remove_directory(&target)?;
+        rename(directory, &target)?;
+        sync_directory(&snapshots)?;
+        Ok(target)
     }
 
     /// Removes a snapshot that a newer one replaced. A failure only costs disk space until the next
@@ -230,11 +244,7 @@ impl EngineDirectory {
                 let generation = self.generation()? + 1;
                 let target = self.store().join(generation.to_string());
                 remove_directory(&target)?;
-                fs::rename(incoming, &target).map_err(io_error(format!(
-                    "move {} to {}",
-                    incoming.display(),
-                    target.display()
-                )))?;
+                rename(incoming, &target)?;
                 sync_directory(&self.store())?;
                 let engine = self.open_rocksdb(generation)?;
                 self.set_generation(generation)?;
@@ -244,14 +254,7 @@ impl EngineDirectory {
                 let engine = MemoryEngine::open_checkpoint(incoming)?;
                 // The received files are the durable form of the new state: keep them as the
                 // newest snapshot.
-                let index = applied.position.map_or(0, |position| position.index);
-                let target = self.new_snapshot_directory(index)?;
-                fs::rename(incoming, &target).map_err(io_error(format!(
-                    "move {} to {}",
-                    incoming.display(),
-                    target.display()
-                )))?;
-                self.complete_snapshot(&target, applied)?;
+                self.complete_snapshot(incoming, applied)?;
                 Ok(Arc::new(engine))
             }
         }

@@ -236,8 +236,8 @@ fn fill_engine(
     let numbers = copy(database, member, &engine, progress)?;
     if !engine.is_persistent() {
         let applied = applied_state(member);
-        let directory = engines.new_snapshot_directory(member.position.index)?;
-        engine.checkpoint(&directory)?;
+        let directory = engines.new_snapshot_directory()?;
+        engine.checkpoint(&directory, Table::Meta, APPLIED_KEY)?;
         engines.complete_snapshot(&directory, &applied)?;
     }
     Ok(Imported { numbers })

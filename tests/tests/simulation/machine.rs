@@ -12,6 +12,7 @@ use metastore_proto::etcdserverpb::WatchCreateRequest;
 use metastore_proto::internal::{Bootstrap, Command, MemberRecord, MembershipCommand};
 use metastore_server::lease_manager::LeaseManager;
 use metastore_server::member_directory::{Directory, MemberDirectory};
+use metastore_store::engine::Table;
 use metastore_store::{Applier, LeaseChange, MemoryEngine, Reader, StoreOptions};
 use metastore_watch::{Hub, HubOptions, WatchOutput};
 use parking_lot::Mutex;
@@ -225,7 +226,7 @@ impl StateMachine for Machine {
         state
             .reader
             .engine()
-            .checkpoint(&directory)
+            .checkpoint(&directory, Table::Meta, b"")
             .map_err(failed)?;
         let files = SnapshotFiles {
             applied: state.applied.clone(),

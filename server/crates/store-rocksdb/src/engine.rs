@@ -471,12 +471,19 @@ impl Engine for RocksDbEngine {
         })
     }
 
-    fn checkpoint(&self, into: &Path) -> Result<(), EngineError> {
+    fn checkpoint(
+        &self,
+        into: &Path,
+        table: Table,
+        key: &[u8],
+    ) -> Result<Option<Bytes>, EngineError> {
         // Flushes all column families at one sequence number by itself, then links the files.
         Checkpoint::new(&self.db)
             .and_then(|checkpoint| checkpoint.create_checkpoint(into))
             .map_err(self.failed(&format!("writing a copy into {}", into.display())))?;
-        sync_copy(into)
+        let row = open::read_row(into, table, key)?;
+        sync_copy(into)?;
+        Ok(row)
     }
 
     fn compact_files(&self) -> Result<(), EngineError> {

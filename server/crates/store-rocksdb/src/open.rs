@@ -5,8 +5,9 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 
-use metastore_store::engine::EngineError;
-use rocksdb::{DB, FlushOptions, Options};
+use bytes::Bytes;
+use metastore_store::engine::{EngineError, Table};
+use rocksdb::{DB, FlushOptions, InfoLogger, LogLevel, Options};
 
 use crate::error::{REPLACE_MEMBER, io_failed, open_failed};
 use crate::options::{DEFAULT, Translated, write_options};
@@ -116,6 +117,25 @@ fn has_database(directory: &Path) -> Result<bool, EngineError> {
             names.len() - 1
         ))),
     }
+}
+
+/// Reads a row of a database that nobody has opened, and changes nothing in its directory.
+pub(crate) fn read_row(
+    directory: &Path,
+    table: Table,
+    key: &[u8],
+) -> Result<Option<Bytes>, EngineError> {
+    let failed = |error| open_failed(directory, &error);
+    let mut options = Options::default();
+    // Otherwise RocksDB begins a file LOG in the directory.
+    options.set_info_logger(InfoLogger::new_callback_logger(LogLevel::Fatal, |_, _| {}));
+    let db =
+        DB::open_cf_for_read_only(&options, directory, [table.name()], false).map_err(failed)?;
+    let family = db
+        .cf_handle(table.name())
+        .expect("a database is opened with the column families that were asked for");
+    let row = db.get_cf(family, key).map_err(failed)?;
+    Ok(row.map(Bytes::from))
 }
 
 fn create(directory: &Path, options: &Translated) -> Result<DB, EngineError> {

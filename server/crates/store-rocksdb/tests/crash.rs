@@ -8,8 +8,9 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use common::{counter, numbered_batch, numbered_model, open};
-use metastore_store::engine::Engine;
+use metastore_store::engine::{Engine, Table};
 
 /// Names the directory in which the test's own binary, started again, writes until it aborts.
 const DIRECTORY_VARIABLE: &str = "METASTORE_CRASH_DIRECTORY";
@@ -132,9 +133,17 @@ fn a_checkpoint_is_one_moment_while_a_writer_goes_on() {
             // Reading the counter of each table separately needs a state that stands still, so
             // only one table is asked here.
             let floor = row_counter(&engine);
-            engine.checkpoint(&into).expect("the copy is made");
+            let row = engine
+                .checkpoint(&into, Table::Meta, common::COUNTER)
+                .expect("the copy is made");
+            assert!(!into.join("LOG").exists(), "looking leaves nothing behind");
             let copy = open(&into);
             let found = counter(&copy);
+            assert_eq!(
+                decode_counter(row),
+                found,
+                "the row is that of another moment"
+            );
             assert!(
                 found >= floor,
                 "batch {floor} was written, the copy ends at {found}"
@@ -161,6 +170,10 @@ fn row_counter(engine: &dyn Engine) -> i64 {
     let row = engine
         .get_row(metastore_store::engine::Table::Meta, common::COUNTER)
         .expect("the row reads");
+    decode_counter(row)
+}
+
+fn decode_counter(row: Option<Bytes>) -> i64 {
     row.map_or(0, |row| {
         i64::from_be_bytes(row.as_ref().try_into().expect("eight bytes"))
     })

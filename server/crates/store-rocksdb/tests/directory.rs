@@ -8,7 +8,7 @@ use std::process::Command;
 
 use common::{numbered_batch, numbered_model, open, small_options};
 use metastore_revision_model::Revision;
-use metastore_store::engine::{Engine, EngineError};
+use metastore_store::engine::{Engine, EngineError, Table};
 use metastore_store_rocksdb::RocksDbEngine;
 use rocksdb::{DB, Options};
 use tempfile::TempDir;
@@ -288,7 +288,7 @@ fn a_copy_into_an_existing_directory_is_refused() {
     let (parent, directory) = filled();
     let engine = open(&directory);
     let error = engine
-        .checkpoint(parent.path())
+        .checkpoint(parent.path(), Table::Meta, b"")
         .expect_err("it exists")
         .to_string();
     assert_says(

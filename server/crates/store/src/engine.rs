@@ -231,8 +231,14 @@ pub trait Engine: Send + Sync + 'static {
     fn flush(&self) -> Result<(), EngineError>;
 
     /// Writes a durable copy of the whole state, as it is at one moment between two batches, into
-    /// the new directory `into`. Writers go on meanwhile.
-    fn checkpoint(&self, into: &Path) -> Result<(), EngineError>;
+    /// the new directory `into`. Writers go on meanwhile; the row at `key` of `table`, as the copy has
+    /// it, tells the caller which moment that is.
+    fn checkpoint(
+        &self,
+        into: &Path,
+        table: Table,
+        key: &[u8],
+    ) -> Result<Option<Bytes>, EngineError>;
 
     /// Reclaims the space of removed rows, online and in steps with pauses, so that reads and writes
     /// go on undisturbed. Returns when done. Nothing to do for an engine that keeps no removed rows.

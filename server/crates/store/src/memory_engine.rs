@@ -294,11 +294,17 @@ impl Engine for MemoryEngine {
         read(&self.view())
     }
 
-    fn checkpoint(&self, into: &Path) -> Result<(), EngineError> {
+    fn checkpoint(
+        &self,
+        into: &Path,
+        table: Table,
+        key: &[u8],
+    ) -> Result<Option<Bytes>, EngineError> {
         let view = self.view();
         snapshot_file::write(into, &view.tables, |from, chunk| {
             view.next_records(from, chunk)
-        })
+        })?;
+        Ok(view.tables[table as usize].get(key).cloned())
     }
 
     fn compact_files(&self) -> Result<(), EngineError> {

@@ -64,7 +64,8 @@ fn checkpoint_into(directory: &Path) -> Reader {
         applier.put_row(Table::Members, "m".into(), format!("{round}").into());
         applier.commit().expect("the engine works");
     }
-    engine.checkpoint(directory).expect("the disk works");
+    let row = engine.checkpoint(directory, Table::Members, b"m");
+    assert_eq!(row.expect("the disk works").as_deref(), Some(&b"2"[..]));
     reader
 }
 
@@ -105,7 +106,11 @@ fn a_checkpoint_is_one_moment_although_records_are_written_and_deleted_meanwhile
         let path = directory.path().join(format!("{round}"));
         let (revision, hash) = (reader.revision(), reader.hash_kv(0).expect("hash"));
         std::thread::scope(|scope| {
-            let written = scope.spawn(|| engine.checkpoint(&path).expect("the disk works"));
+            let written = scope.spawn(|| {
+                engine
+                    .checkpoint(&path, Table::Meta, b"")
+                    .expect("the disk works")
+            });
             compact(&mut applier, revision - 50);
             put(&mut applier, "later".to_string(), "value");
             applier.commit().expect("the engine works");
