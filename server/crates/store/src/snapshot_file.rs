@@ -31,6 +31,9 @@ const KIND_ROWS: u8 = 1;
 const KIND_END: u8 = 2;
 /// Payload bytes at which a frame is closed: a checksum for each MiB, and little memory.
 const FRAME_BYTES: usize = 1 << 20;
+/// Frames after which the file is synced, so that a sync of the log beside it waits for a few megabytes and
+/// not for the whole file.
+const FRAMES_PER_SYNC: u32 = 4;
 /// Longest frame that is read: a closed frame and one record of the largest request. A longer
 /// length is damage, not a reason to allocate.
 const FRAME_BYTES_MAX: usize = 1 << 30;
@@ -52,6 +55,7 @@ pub(crate) fn write(
         out: BufWriter::new(file),
         path: &path,
         payload: Vec::new(),
+        unsynced: 0,
     };
     frames.write_all(MAGIC)?;
 
@@ -220,6 +224,8 @@ struct FrameWriter<'a> {
     out: BufWriter<File>,
     path: &'a PathBuf,
     payload: Vec<u8>,
+    /// Frames since the last sync.
+    unsynced: u32,
 }
 
 impl FrameWriter<'_> {
@@ -249,7 +255,15 @@ impl FrameWriter<'_> {
         );
         self.write_all(&(payload.len() as u32).to_le_bytes())?;
         self.write_all(&crc32c::crc32c(&payload).to_le_bytes())?;
-        self.write_all(&payload)
+        self.write_all(&payload)?;
+        self.unsynced += 1;
+        if self.unsynced == FRAMES_PER_SYNC {
+            self.unsynced = 0;
+            self.out.flush().map_err(io("write", self.path))?;
+            let file = self.out.get_ref();
+            file.sync_data().map_err(io("sync", self.path))?;
+        }
+        Ok(())
     }
 
     fn write_all(&mut self, bytes: &[u8]) -> Result<(), EngineError> {
