@@ -4,6 +4,7 @@
 //! <data-dir>/member/store/CURRENT      name of the live generation
 //! <data-dir>/member/store/<n>/         the engine's files (RocksDB); absent for the memory engine
 //! <data-dir>/member/snapshot/<index>/  durable copies; the newest is the memory engine's state
+//! <data-dir>/member/snapshot/unfinished/  the copy that is being written, or the rest of a crash
 //! <data-dir>/member/incoming/          a snapshot that is being received
 //! ```
 

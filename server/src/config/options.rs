@@ -301,7 +301,7 @@ pub static OPTIONS: &[OptionSpec] = &{
             .in_file("discovery-config.client.dial-timeout"),
         O::new(G::Clustering, "discovery-request-timeout", K::Duration, "5s", "Time for a request to the discovery service.")
             .in_file("discovery-config.client.request-timeout"),
-        O::new(G::Clustering, "discovery-keepalive-time", K::Duration, "2s", "Interval of pings to the discovery service.")
+        O::new(G::Clustering, "discovery-keepalive-time", K::Duration, "2s", "Interval of pings to the discovery service. Less than 10s counts as 10s: members hang up on faster ones.")
             .in_file("discovery-config.client.keepalive-time"),
         O::new(G::Clustering, "discovery-keepalive-timeout", K::Duration, "6s", "Time for an answer to such a ping.")
             .in_file("discovery-config.client.keepalive-timeout"),
@@ -406,7 +406,7 @@ pub static OPTIONS: &[OptionSpec] = &{
         // MetaStore
         O::new(G::MetaStore, "engine", K::Choice(&["rocksdb", "memory"]), "rocksdb", "Where the data lives: on disk in RocksDB, or in memory with the log and a snapshot file on disk."),
         O::new(G::MetaStore, "enable-http-api", K::Boolean, "true", "Serve the plain HTTP API under /kv/."),
-        O::new(G::MetaStore, "client-threads", K::Unsigned, "0", "Threads that serve clients.").unit("threads").empty("0 = as many as there are processors"),
+        O::new(G::MetaStore, "client-threads", K::Unsigned, "0", "Threads that serve clients.").unit("threads").empty("0 = one for every two processors"),
         O::new(G::MetaStore, "client-max-watches", K::Unsigned, "0", "Most watches that one client, a user or else an address, may have.")
             .unit("watches").empty("0 = no limit"),
         O::new(G::MetaStore, "client-max-streams", K::Unsigned, "0", "Most streams (watches, keep-alives, snapshots, observations) that one client may have open.")

@@ -60,7 +60,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     bench.read_modify_writes()?;
     bench.memory("read and overwritten")?;
     let copy = directory.path().join("copy");
-    measure("checkpoint", 1, || bench.engine.checkpoint(&copy))?;
+    measure("checkpoint", 1, || {
+        bench.engine.checkpoint(&copy, Table::Meta, b"").map(drop)
+    })?;
     bench.reopen(&path, &options)?;
     bench.memory("reopened")?;
     Ok(())
