@@ -39,7 +39,7 @@ pub use peer_certificate::PeerCertificate;
 pub(crate) use connection::{Serving, serve};
 use sockets::{DetachedSocket, Socket};
 
-/// How often a client thread wakes without need. Must be less than any time limit of a request.
+/// How often a client thread wakes without need. Must be less than the time limits of requests.
 const PULSE_INTERVAL: Duration = Duration::from_secs(1);
 /// Connections that may wait for their client thread.
 const PENDING_CONNECTIONS_MAX: usize = 1024;

@@ -5,8 +5,9 @@
 use std::collections::VecDeque;
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc::{self, TryRecvError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -233,7 +234,7 @@ impl Writer {
             let _ = maker.thread.join();
         }
         // The next start removes again what is still there.
-        let _ = self.finish_removal();
+        let _ = self.settle_removal(true);
         let failed = self.shared.inner.lock().failure.is_some();
         if !failed
             && self.dirty
@@ -482,13 +483,8 @@ impl Writer {
         }
         self.collect_spare(true);
         // A recycled file must not get new content while it may still have its old name.
-        if self
-            .removal
-            .as_ref()
-            .is_some_and(|removal| removal.recycles)
-        {
-            self.finish_removal()?;
-        }
+        let recycles = self.removal.as_ref().is_some_and(|it| it.recycles);
+        self.settle_removal(recycles)?;
         let needed = (HEAD_BYTES as u64 + record_bytes).next_multiple_of(4096);
         let header = SegmentHeader {
             identity: self.directory.identity,
@@ -541,7 +537,7 @@ impl Writer {
     /// Removes the segments whose entries are all purged, oldest first. One becomes the spare. While the
     /// removal before is not durable, they stay until a later write.
     fn retire_segments(&mut self) -> Result<(), LogError> {
-        if !self.is_removal_done()? {
+        if !self.settle_removal(false)? {
             self.must_retire = true;
             return Ok(());
         }
@@ -604,30 +600,22 @@ impl Writer {
         }
     }
 
-    /// Waits for the last removal of segments to be durable.
-    fn finish_removal(&mut self) -> Result<(), LogError> {
-        match self.removal.take() {
-            None => Ok(()),
-            // Without an answer the thread has panicked.
-            Some(removal) => removal
-                .durable
-                .recv()
-                .unwrap_or_else(|_| self.directory.sync()),
-        }
-    }
-
-    /// Whether the last removal of segments is durable.
-    fn is_removal_done(&mut self) -> Result<bool, LogError> {
+    /// Whether the last removal of segments is durable, which this may wait for.
+    fn settle_removal(&mut self, wait: bool) -> Result<bool, LogError> {
         let Some(removal) = &self.removal else {
             return Ok(true);
         };
-        let durable = match removal.durable.try_recv() {
-            Err(mpsc::TryRecvError::Empty) => return Ok(false),
-            Err(mpsc::TryRecvError::Disconnected) => self.directory.sync(),
-            Ok(durable) => durable,
+        let durable = match wait {
+            true => removal.durable.recv().map_err(TryRecvError::from),
+            false => removal.durable.try_recv(),
         };
+        if let Err(TryRecvError::Empty) = durable {
+            return Ok(false);
+        }
         self.removal = None;
-        durable.map(|()| true)
+        // Without an answer the thread has panicked.
+        durable.unwrap_or_else(|_| self.directory.sync())?;
+        Ok(true)
     }
 
     /// Starts to zero the next segment when this one is half full. A log that never gets there never
